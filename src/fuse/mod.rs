@@ -1,0 +1,3 @@
+//! The thin adapter between the kernel's FUSE protocol and the core.
+
+pub mod session;

@@ -1,0 +1,3 @@
+//! One layer, and the stack of them.
+
+pub mod claim;
