@@ -2,12 +2,20 @@
 
 use crate::config::LayerPaths;
 use crate::error::MountError;
+use crate::layer::stack::LayerFds;
 
 /// Proof that the layers of a mount are usable, and the locks on its writable directories: another
 /// mount cannot claim them until this is dropped.
 #[derive(Debug)]
 pub struct Claim {
     _private: (),
+}
+
+impl Claim {
+    /// The open layers, once; the locks stay with the claim.
+    pub fn take_fds(&mut self) -> Option<LayerFds> {
+        None
+    }
 }
 
 /// Checks `layers` and locks the writable ones.

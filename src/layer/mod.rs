@@ -1,3 +1,11 @@
-//! One layer, and the stack of them.
+//! One layer, and the stack of them. A lower layer offers no mutation; the upper's are in
+//! [`upper`], the only place that changes a layer.
 
 pub mod claim;
+pub mod dir;
+pub mod fd_cache;
+pub mod identity;
+pub mod marks;
+pub mod stack;
+pub mod upper;
+pub mod work;

@@ -1,1 +1,26 @@
-//! System calls: the only place of unsafe code.
+//! System calls: the only place of unsafe code. Names are single components below a directory
+//! descriptor; nothing here follows a symlink that lies in a layer.
+
+pub mod copy;
+pub mod cred;
+pub mod file;
+pub mod handle;
+pub mod mount;
+pub mod xattr;
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// The path of a descriptor below /proc/self/fd, or of an entry of the directory it refers to.
+/// Resolving it jumps to the object itself (proc(5)): no name on the way can be swapped.
+fn proc_path(fd: BorrowedFd<'_>, name: Option<&OsStr>) -> OsString {
+    use std::fmt::Write;
+    let mut path = OsString::with_capacity(32 + name.map_or(0, OsStr::len));
+    // Writing to an OsString cannot fail.
+    let _ = write!(path, "/proc/self/fd/{}", fd.as_raw_fd());
+    if let Some(name) = name {
+        path.push("/");
+        path.push(name);
+    }
+    path
+}

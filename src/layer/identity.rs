@@ -1,0 +1,100 @@
+//! Inode numbers of the union: one space over all the layers' filesystems.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+
+use crate::format::origin::Origin;
+use crate::sys::handle;
+
+/// Bits of a number that a layer's filesystem may use for itself.
+const INO_BITS: u32 = 56;
+/// The index that marks numbers handed out one by one.
+const OVERFLOW: u64 = 0xff;
+
+#[derive(Debug, Clone)]
+struct Fs {
+    dev: u64,
+    uuid: Option<[u8; 16]>,
+}
+
+/// The filesystems that the layers lie on, in the order of the layers, so that a mount with the same
+/// layers gives the same numbers.
+#[derive(Debug, Default)]
+pub struct Identity {
+    filesystems: RwLock<Vec<Fs>>,
+    overflow: DashMap<(u64, u64), u64>,
+    overflowed: AtomicU64,
+}
+
+impl Identity {
+    /// Makes the filesystem of a layer known.
+    pub fn add(&self, dev: u64, fd: impl AsFd) {
+        let mut all = self.filesystems.write();
+        if !all.iter().any(|f| f.dev == dev) {
+            all.push(Fs { dev, uuid: handle::fs_uuid(fd) });
+        }
+    }
+
+    /// The union's number for an object of a layer: the index of its filesystem in the upper eight
+    /// bits, its own number below (as `xino` of overlayfs does). Numbers that do not fit, and 0 and
+    /// 1, which FUSE keeps for itself, are replaced by ones counted up.
+    pub fn compose(&self, dev: u64, ino: u64) -> u64 {
+        let known = self.filesystems.read().iter().position(|f| f.dev == dev);
+        let index = known.unwrap_or_else(|| {
+            let mut all = self.filesystems.write();
+            all.iter().position(|f| f.dev == dev).unwrap_or_else(|| {
+                all.push(Fs { dev, uuid: None });
+                all.len() - 1
+            })
+        }) as u64;
+        let composed = (index << INO_BITS) | ino;
+        if index < OVERFLOW && ino >> INO_BITS == 0 && composed > 1 {
+            return composed;
+        }
+        *self.overflow.entry((dev, ino)).or_insert_with(|| {
+            (OVERFLOW << INO_BITS) + 2 + self.overflowed.fetch_add(1, Ordering::Relaxed)
+        })
+    }
+
+    /// The union's number of the lower object that an origin names; `None` when its filesystem is
+    /// not among the layers' or the handle's form is unknown.
+    pub fn of_origin(&self, origin: &Origin) -> Option<u64> {
+        let ino = origin.inode()?;
+        let dev = {
+            let all = self.filesystems.read();
+            if origin.uuid == [0; 16] {
+                // No UUID: only clear when no other filesystem is in play.
+                (all.len() == 1).then(|| all[0].dev)
+            } else {
+                all.iter().find(|f| f.uuid == Some(origin.uuid)).map(|f| f.dev)
+            }
+        }?;
+        Some(self.compose(dev, ino))
+    }
+
+    /// The UUID of a layer's filesystem; zero when it has none.
+    pub fn uuid(&self, dev: u64) -> [u8; 16] {
+        self.filesystems.read().iter().find(|f| f.dev == dev).and_then(|f| f.uuid).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_unique_and_stable() {
+        let id = Identity::default();
+        assert_eq!(id.compose(10, 5), 5);
+        assert_eq!(id.compose(11, 5), (1 << INO_BITS) | 5);
+        assert_eq!(id.compose(10, 5), 5);
+        let one = id.compose(10, 1);
+        assert_eq!(one >> INO_BITS, OVERFLOW);
+        let big = id.compose(10, u64::MAX);
+        assert_ne!(one, big);
+        assert_eq!(id.compose(10, u64::MAX), big);
+    }
+}

@@ -1,0 +1,93 @@
+//! The private attributes of a layer's objects: what they say about the layers below.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+
+use crate::error::{Errno, Result};
+use crate::format::names::{self, Mark, Namespace};
+use crate::format::redirect::Redirect;
+use crate::sys::file;
+use crate::sys::xattr::{self, Target};
+
+/// What a directory's marks say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Nothing of lower layers shows through.
+    pub opaque: bool,
+    /// Empty regular files in it may be whiteouts.
+    pub xattr_whiteouts: bool,
+    /// Lower layers know the directory by another name.
+    pub redirect: Option<Redirect>,
+    /// Some entries carry an origin.
+    pub impure: bool,
+}
+
+const NAMESPACES: [Namespace; 2] = [Namespace::Trusted, Namespace::User];
+
+/// Reads the marks of the directory behind `fd`, in every namespace that a peer may have used.
+///
+/// # Errors
+/// EIO for a redirect that could lead out of the layer or is otherwise malformed.
+pub fn read(fd: impl AsFd) -> Result<Marks> {
+    let target = Target::fd(&fd);
+    let mut marks = Marks::default();
+    // Most directories have no attribute at all: one call tells.
+    for name in xattr::list(target)? {
+        for ns in NAMESPACES {
+            if name == Mark::Opaque.name(ns) {
+                match xattr::get_opt(target, &name)?.as_deref() {
+                    Some(b"y") => marks.opaque = true,
+                    Some(b"x") => marks.xattr_whiteouts = true,
+                    _ => {}
+                }
+            } else if name == Mark::Redirect.name(ns) {
+                if let Some(value) = xattr::get_opt(target, &name)? {
+                    marks.redirect = Some(Redirect::decode(&value).ok_or(Errno::IO)?);
+                }
+            } else if name == Mark::Impure.name(ns) {
+                marks.impure = true;
+            }
+        }
+        if name == names::FUSE_OVERLAYFS_OPAQUE {
+            marks.opaque |= xattr::get_opt(target, &name)?.as_deref() == Some(b"y");
+        }
+    }
+    Ok(marks)
+}
+
+/// Whether a directory of a lower layer holds the opaque whiteout of the AUFS and OCI form.
+pub fn has_wh_opaque(fd: impl AsFd) -> Result<bool> {
+    exists(fd, OsStr::new(names::WH_OPAQUE))
+}
+
+/// Whether a directory of a lower layer hides `name` in the AUFS and OCI form.
+pub fn has_wh(fd: impl AsFd, name: &OsStr) -> Result<bool> {
+    match names::wh_name(name) {
+        Some(wh) => exists(fd, &wh),
+        None => Ok(false),
+    }
+}
+
+fn exists(fd: impl AsFd, name: &OsStr) -> Result<bool> {
+    match file::stat_at(fd, name) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether the empty regular file `name` in `dir` is a whiteout by its xattr.
+pub fn is_xattr_whiteout(dir: impl AsFd, name: &OsStr) -> Result<bool> {
+    let dir = dir.as_fd();
+    for ns in NAMESPACES {
+        if xattr::get_opt(Target::At(dir, name), Mark::Whiteout.name(ns))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The value of a mark of the entry `name` in `dir`, in whichever namespace it is.
+pub fn of_entry(dir: impl AsFd, name: &OsStr, mark: Mark, own: Namespace) -> Result<Option<Vec<u8>>> {
+    xattr::get_opt(Target::At(dir.as_fd(), name), mark.name(own))
+}

@@ -1,0 +1,117 @@
+//! Copying the content of a file: by reference, within the kernel, or by hand; holes stay holes.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::SeekFrom;
+
+use crate::error::{Errno, Result};
+
+/// Bytes per copy_file_range(2) call: long enough to be cheap, short enough to be interruptible.
+const CHUNK: u64 = 16 << 20;
+/// Bytes per read and write where the kernel cannot copy.
+const BUFFER: usize = 256 << 10;
+
+/// Copies the first `len` bytes of `from` into the empty file `to`, whose size becomes `len`. Tries
+/// to share extents (FICLONE), then copies data extents only (SEEK_DATA in lseek(2)).
+///
+/// Gives the number of bytes that were copied rather than shared or skipped.
+///
+/// # Errors
+/// Those of reading the one and writing the other, ENOSPC above all.
+pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64) -> Result<u64> {
+    let (from, to) = (from.as_fd(), to.as_fd());
+    if len == 0 {
+        return Ok(0);
+    }
+    let size = super::file::stat_fd(from)?.size;
+    if len >= size && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(0);
+    }
+    rustix::fs::ftruncate(to, len)?;
+    let end = len.min(size);
+    let (mut pos, mut copied) = (0, 0);
+    while pos < end {
+        let data = match rustix::fs::seek(from, SeekFrom::Data(pos)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => break,
+            // A filesystem without SEEK_DATA: all is data.
+            Err(Errno::INVAL) => pos,
+            Err(e) => return Err(e),
+        };
+        let hole = rustix::fs::seek(from, SeekFrom::Hole(data)).unwrap_or(end).min(end);
+        if data >= end {
+            break;
+        }
+        copy_range(from, to, data, hole)?;
+        copied += hole - data;
+        pos = hole;
+    }
+    Ok(copied)
+}
+
+fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()> {
+    let (mut off_in, mut off_out) = (start, start);
+    while off_in < end {
+        let want = (end - off_in).min(CHUNK) as usize;
+        match rustix::fs::copy_file_range(&from, Some(&mut off_in), &to, Some(&mut off_out), want) {
+            // The source shrank under us: the rest stays a hole.
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
+                return copy_by_hand(from, to, off_in, end);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()> {
+    let mut buf = vec![0_u8; BUFFER];
+    let mut pos = start;
+    while pos < end {
+        let want = usize::try_from(end - pos).map_or(BUFFER, |n| n.min(BUFFER));
+        let got = match rustix::io::pread(&from, &mut buf[..want], pos) {
+            Ok(0) => return Ok(()),
+            Ok(n) => n,
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(e),
+        };
+        write_all_at(&to, &buf[..got], pos)?;
+        pos += got as u64;
+    }
+    Ok(())
+}
+
+/// Writes the whole buffer at `offset`.
+///
+/// # Errors
+/// The first error of pwrite(2); ENOSPC when nothing more can be written.
+pub fn write_all_at(to: impl AsFd, mut data: &[u8], mut offset: u64) -> Result<()> {
+    while !data.is_empty() {
+        match rustix::io::pwrite(&to, data, offset) {
+            Ok(0) => return Err(Errno::NOSPC),
+            Ok(n) => {
+                data = &data[n..];
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Reads until the buffer is full or the file ends; gives the number of bytes read.
+pub fn read_full_at(from: impl AsFd, buf: &mut [u8], offset: u64) -> Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match rustix::io::pread(&from, &mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,129 @@
+//! Acting for the caller of a request: the created object gets the right owner, group and mode from
+//! the upper's filesystem itself (setgid inheritance, default ACLs, umask), in one step.
+#![allow(unsafe_code)] // setfsuid, setfsgid and umask have no safe wrapper.
+
+use std::cell::Cell;
+
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::error::Result;
+
+thread_local! {
+    /// Whether this thread has its own umask (CLONE_FS undone).
+    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Who asks, as the request tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// Effective user for filesystem access.
+    pub uid: u32,
+    /// Effective group for filesystem access.
+    pub gid: u32,
+    /// Thread that asks; 0 when not visible in our pid namespace.
+    pub pid: u32,
+    /// Mode bits that a creation leaves out, unless a default ACL says otherwise.
+    pub umask: u32,
+}
+
+impl Caller {
+    /// The daemon's own identity, with no umask.
+    pub fn root() -> Self {
+        Self { uid: 0, gid: 0, pid: 0, umask: 0 }
+    }
+
+    /// Whether the caller belongs to group `gid`, supplementary groups included. Read from
+    /// /proc/PID/status; a caller that can't be seen has its main group only.
+    pub fn in_group(&self, gid: u32) -> bool {
+        if self.gid == gid {
+            return true;
+        }
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid)) else {
+            return false;
+        };
+        status
+            .lines()
+            .find_map(|l| l.strip_prefix("Groups:"))
+            .is_some_and(|groups| groups.split_whitespace().any(|g| g.parse() == Ok(gid)))
+    }
+
+    /// Whether the caller keeps set-ID bits on changes that clear them for others (CAP_FSETID in
+    /// capabilities(7)). The request carries no capabilities: uid 0 stands for it.
+    pub fn keeps_setid(&self) -> bool {
+        self.uid == 0
+    }
+}
+
+struct Restore {
+    uid: libc::uid_t,
+    gid: libc::gid_t,
+    caps: Option<CapabilitySets>,
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        // SAFETY: plain system calls on numbers; they affect the calling thread only.
+        unsafe {
+            libc::setfsuid(self.uid);
+            libc::setfsgid(self.gid);
+        }
+        if let Some(caps) = self.caps {
+            let _ = rustix::thread::set_capabilities(None, caps);
+        }
+    }
+}
+
+/// Runs `f` with the caller's filesystem identity and umask, but with the daemon's rights: the
+/// kernel has checked the caller's already (default_permissions).
+pub fn as_caller<T>(caller: &Caller, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    set_umask(caller.umask)?;
+    let own_uid = rustix::process::geteuid().as_raw();
+    let own_gid = rustix::process::getegid().as_raw();
+    let result = if caller.uid == own_uid && caller.gid == own_gid {
+        f()
+    } else {
+        let caps = rustix::thread::capabilities(None).ok();
+        let _restore = Restore { uid: own_uid, gid: own_gid, caps };
+        // SAFETY: plain system calls on numbers; they affect the calling thread only.
+        unsafe {
+            libc::setfsgid(caller.gid);
+            libc::setfsuid(caller.uid);
+        }
+        // Leaving uid 0 took the filesystem capabilities away (capabilities(7)): take them back.
+        if let Some(caps) = caps {
+            let _ = rustix::thread::set_capabilities(None, caps);
+        }
+        f()
+    };
+    set_umask(0)?;
+    result
+}
+
+fn set_umask(mask: u32) -> Result<()> {
+    if !OWN_UMASK.get() {
+        // The umask belongs to the process unless the thread leaves the shared fs_struct.
+        // SAFETY: unshare(2) of CLONE_FS gives this thread its own umask and working directory,
+        // nothing else; the working directory is not relied on by any worker.
+        if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+            return Err(last_errno());
+        }
+        OWN_UMASK.set(true);
+        // SAFETY: umask(2) cannot fail.
+        unsafe { libc::umask(0) };
+        if mask == 0 {
+            return Ok(());
+        }
+    }
+    // SAFETY: umask(2) cannot fail.
+    unsafe { libc::umask(mask & 0o777) };
+    Ok(())
+}
+
+fn last_errno() -> crate::error::Errno {
+    crate::error::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(crate::error::Errno::IO)
+}
+
+/// Whether this process holds CAP_SYS_ADMIN in its user namespace.
+pub fn is_admin() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_ADMIN))
+}

@@ -1,0 +1,289 @@
+//! Files and directories by descriptor and single name.
+
+use std::ffi::{OsStr, OsString};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, Timestamps};
+
+use crate::error::{Errno, Result};
+
+/// What `stat(2)` tells, in plain numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Device of the filesystem.
+    pub dev: u64,
+    /// Inode number on that filesystem.
+    pub ino: u64,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Number of names.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device that a device node stands for.
+    pub rdev: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Allocated 512-byte blocks.
+    pub blocks: u64,
+    /// Preferred I/O size.
+    pub blksize: u32,
+    /// Last access: seconds and nanoseconds.
+    pub atime: (i64, u32),
+    /// Last change of the content.
+    pub mtime: (i64, u32),
+    /// Last change of the inode.
+    pub ctime: (i64, u32),
+}
+
+impl Stat {
+    /// The file type.
+    pub fn kind(&self) -> FileType {
+        FileType::from_raw_mode(self.mode)
+    }
+
+    /// Whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind() == FileType::Directory
+    }
+
+    /// Whether this is the whiteout of overlayfs.rst: a character device with number 0:0.
+    pub fn is_whiteout_device(&self) -> bool {
+        self.kind() == FileType::CharacterDevice && self.rdev == 0
+    }
+}
+
+fn convert(st: &rustix::fs::Stat) -> Stat {
+    Stat {
+        dev: st.st_dev,
+        ino: st.st_ino,
+        mode: st.st_mode,
+        nlink: u32::try_from(st.st_nlink).unwrap_or(u32::MAX),
+        uid: st.st_uid,
+        gid: st.st_gid,
+        rdev: st.st_rdev,
+        size: u64::try_from(st.st_size).unwrap_or(0),
+        blocks: u64::try_from(st.st_blocks).unwrap_or(0),
+        blksize: u32::try_from(st.st_blksize).unwrap_or(4096),
+        atime: (st.st_atime, st.st_atime_nsec as u32),
+        mtime: (st.st_mtime, st.st_mtime_nsec as u32),
+        ctime: (st.st_ctime, st.st_ctime_nsec as u32),
+    }
+}
+
+/// `fstatat(2)` without following a symlink.
+pub fn stat_at(dir: impl AsFd, name: &OsStr) -> Result<Stat> {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|st| convert(&st))
+}
+
+/// `fstat(2)`; works on O_PATH descriptors, of symlinks too.
+pub fn stat_fd(fd: impl AsFd) -> Result<Stat> {
+    rustix::fs::fstat(fd).map(|st| convert(&st))
+}
+
+/// Retries an open without O_NOATIME where the caller is not the owner (open(2): EPERM).
+fn open_noatime(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match rustix::fs::openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => rustix::fs::openat(dir, name, flags, Mode::empty()),
+        other => other,
+    }
+}
+
+/// Opens a directory for lookups, xattrs and listing; leaves its atime alone where permitted.
+pub fn open_dir(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd> {
+    open_noatime(dir.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// Opens a regular file. Never blocks on a FIFO and refuses anything but a regular file: the entry
+/// may have been replaced since it was looked at.
+///
+/// `flags`: access mode and status flags; O_NOATIME is added when `noatime`.
+pub fn open_regular(dir: impl AsFd, name: &OsStr, flags: OFlags, noatime: bool) -> Result<OwnedFd> {
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = if noatime {
+        open_noatime(dir.as_fd(), name, flags)?
+    } else {
+        rustix::fs::openat(dir.as_fd(), name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?
+    };
+    if stat_fd(&fd)?.kind() != FileType::RegularFile {
+        return Err(Errno::STALE);
+    }
+    Ok(fd)
+}
+
+/// Opens again, with other flags, what a descriptor (O_PATH too) refers to.
+pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::open(super::proc_path(fd.as_fd(), None), flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Pins an object of any type without opening it (O_PATH).
+pub fn open_path(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd> {
+    rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Creates and opens a regular file that must not exist.
+pub fn create_regular(dir: impl AsFd, name: &OsStr, flags: OFlags, mode: u32) -> Result<OwnedFd> {
+    rustix::fs::openat(
+        dir,
+        name,
+        flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::from_raw_mode(mode),
+    )
+}
+
+/// A nameless regular file in the filesystem of `dir` (O_TMPFILE), open for reading and writing.
+pub fn create_nameless(dir: impl AsFd, mode: u32) -> Result<OwnedFd> {
+    rustix::fs::openat(
+        dir,
+        ".",
+        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::from_raw_mode(mode),
+    )
+}
+
+/// Gives the object behind a descriptor (O_TMPFILE or O_PATH) a name.
+pub fn link_fd(fd: impl AsFd, dir: impl AsFd, name: &OsStr) -> Result<()> {
+    // By /proc, since AT_EMPTY_PATH asks for CAP_DAC_READ_SEARCH (open(2), O_TMPFILE).
+    rustix::fs::linkat(
+        rustix::fs::CWD,
+        super::proc_path(fd.as_fd(), None),
+        dir,
+        name,
+        AtFlags::SYMLINK_FOLLOW,
+    )
+}
+
+/// `mkdirat(2)`.
+pub fn mkdir(dir: impl AsFd, name: &OsStr, mode: u32) -> Result<()> {
+    rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777))
+}
+
+/// `mknodat(2)`; `mode` with the type bits.
+pub fn mknod(dir: impl AsFd, name: &OsStr, mode: u32, rdev: u64) -> Result<()> {
+    rustix::fs::mknodat(
+        dir,
+        name,
+        FileType::from_raw_mode(mode),
+        Mode::from_raw_mode(mode & 0o7777),
+        rdev,
+    )
+}
+
+/// `symlinkat(2)`.
+pub fn symlink(target: &OsStr, dir: impl AsFd, name: &OsStr) -> Result<()> {
+    rustix::fs::symlinkat(target, dir, name)
+}
+
+/// Removes a name of anything but a directory.
+pub fn unlink(dir: impl AsFd, name: &OsStr) -> Result<()> {
+    rustix::fs::unlinkat(dir, name, AtFlags::empty())
+}
+
+/// Removes an empty directory.
+pub fn rmdir(dir: impl AsFd, name: &OsStr) -> Result<()> {
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+/// `renameat2(2)`.
+pub fn rename(
+    from: impl AsFd,
+    name: &OsStr,
+    to: impl AsFd,
+    new_name: &OsStr,
+    flags: RenameFlags,
+) -> Result<()> {
+    if flags.is_empty() {
+        rustix::fs::renameat(from, name, to, new_name)
+    } else {
+        rustix::fs::renameat_with(from, name, to, new_name, flags)
+    }
+}
+
+/// The target of the symlink `name`.
+pub fn readlink(dir: impl AsFd, name: &OsStr) -> Result<OsString> {
+    rustix::fs::readlinkat(dir, name, Vec::new()).map(|s| OsString::from_vec(s.into_bytes()))
+}
+
+/// Sets owner and group of the object behind a descriptor (O_PATH too); `None` leaves it.
+pub fn chown_fd(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    let uid = uid.map(rustix::fs::Uid::from_raw);
+    let gid = gid.map(rustix::fs::Gid::from_raw);
+    rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Sets the permission bits of the object behind a descriptor (O_PATH too; not of a symlink).
+pub fn chmod_fd(fd: impl AsFd, mode: u32) -> Result<()> {
+    rustix::fs::chmod(super::proc_path(fd.as_fd(), None), Mode::from_raw_mode(mode & 0o7777))
+}
+
+/// A time to set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetTime {
+    /// Leave it.
+    Keep,
+    /// The current time.
+    Now,
+    /// Seconds and nanoseconds.
+    At(i64, u32),
+}
+
+impl SetTime {
+    fn raw(self) -> rustix::fs::Timespec {
+        match self {
+            Self::Keep => rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+            Self::Now => rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
+            Self::At(s, n) => rustix::fs::Timespec { tv_sec: s, tv_nsec: i64::from(n) },
+        }
+    }
+}
+
+/// Sets the times of the object behind a descriptor (O_PATH too), of symlinks too.
+pub fn utimes_fd(fd: impl AsFd, atime: SetTime, mtime: SetTime) -> Result<()> {
+    let times = Timestamps { last_access: atime.raw(), last_modification: mtime.raw() };
+    // An O_PATH descriptor of a symlink reached through /proc is not followed further (proc(5)).
+    rustix::fs::utimensat(
+        rustix::fs::CWD,
+        super::proc_path(fd.as_fd(), None),
+        &times,
+        AtFlags::empty(),
+    )
+}
+
+/// One entry of a directory as getdents64(2) gives it.
+#[derive(Debug, Clone)]
+pub struct RawEntry {
+    /// The name.
+    pub name: Box<OsStr>,
+    /// The inode number.
+    pub ino: u64,
+    /// The type; `Unknown` where the filesystem does not tell.
+    pub kind: FileType,
+}
+
+/// Lists a directory, without `.` and `..`. The descriptor's own offset is not used.
+///
+/// # Errors
+/// Those of open(2) and getdents64(2); what `each` returns ends the listing.
+pub fn list(dir: impl AsFd, mut each: impl FnMut(&OsStr, u64, FileType) -> Result<()>) -> Result<()> {
+    let fd = open_dir(dir, OsStr::new("."))?;
+    let mut buf = [MaybeUninit::uninit(); 32 * 1024];
+    let mut raw = RawDir::new(&fd, &mut buf);
+    while let Some(entry) = raw.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            each(OsStr::from_bytes(name), entry.ino(), entry.file_type())?;
+        }
+    }
+    Ok(())
+}
+
+/// Filesystem numbers as `statfs(2)` gives them.
+pub fn statfs(fd: impl AsFd) -> Result<rustix::fs::StatVfs> {
+    rustix::fs::fstatvfs(fd)
+}

@@ -1,0 +1,116 @@
+//! Mounting, and private clones of layers.
+#![allow(unsafe_code)] // mount_setattr(2) has no safe wrapper.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
+
+use crate::error::{Errno, Result};
+
+/// `MOUNT_ATTR_RDONLY` in mount_setattr(2).
+const ATTR_RDONLY: u64 = 0x1;
+/// `MOUNT_ATTR_NODEV`.
+const ATTR_NODEV: u64 = 0x4;
+/// `MOUNT_ATTR_NOATIME`.
+const ATTR_NOATIME: u64 = 0x10;
+/// `MOUNT_ATTR__ATIME`: the field of access time settings, cleared before one is set.
+const ATTR_ATIME: u64 = 0x70;
+
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// A detached, read-only, noatime clone of the mount beneath `dir`, rooted at `dir`: what lies below
+/// cannot be written through it by any mistake, and the original mount stays free to be unmounted.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN, ENOSYS on kernels before 5.12: use `dir` itself then.
+pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
+    let tree = rustix::mount::open_tree(
+        dir.as_fd(),
+        "",
+        OpenTreeFlags::AT_EMPTY_PATH
+            | OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )?;
+    let attr = MountAttr {
+        attr_set: ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME,
+        attr_clr: ATTR_ATIME,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: mount_setattr(2) reads one struct mount_attr of the given size.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    if rc != 0 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    // The descriptor of a clone is O_PATH: open its root for listing and xattrs.
+    super::file::open_dir(&tree, std::ffi::OsStr::new("."))
+}
+
+/// Options of a FUSE mount that the kernel takes.
+#[derive(Debug, Clone, Default)]
+pub struct FuseMount<'a> {
+    /// Shown as the source in the mount table.
+    pub source: &'a str,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Generic mount flags.
+    pub read_only: bool,
+    /// Ignore device nodes.
+    pub nodev: bool,
+    /// Ignore set-ID bits.
+    pub nosuid: bool,
+    /// No execution.
+    pub noexec: bool,
+    /// No access time updates.
+    pub noatime: bool,
+}
+
+/// Opens /dev/fuse and mounts it at `at`, whose root is a directory.
+///
+/// # Errors
+/// ENOENT or ENODEV: no /dev/fuse; EPERM: no right to mount.
+pub fn mount_fuse(at: &Path, options: &FuseMount<'_>) -> Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let dev = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        dev.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let mut flags = MountFlags::empty();
+    flags.set(MountFlags::RDONLY, options.read_only);
+    flags.set(MountFlags::NODEV, options.nodev);
+    flags.set(MountFlags::NOSUID, options.nosuid);
+    flags.set(MountFlags::NOEXEC, options.noexec);
+    flags.set(MountFlags::NOATIME, options.noatime);
+    let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(options.source, at, "fuse.unionfs", flags, data.as_c_str())?;
+    Ok(dev)
+}
+
+/// Unmounts; `lazy` detaches at once even when busy.
+pub fn unmount(at: &Path, lazy: bool) -> Result<()> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    flags.set(UnmountFlags::DETACH, lazy);
+    rustix::mount::unmount(at, flags)
+}
