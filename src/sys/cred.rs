@@ -125,3 +125,41 @@ fn last_errno() -> crate::error::Errno {
 pub fn is_admin() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_ADMIN))
 }
+
+/// Runs `f` without CAP_FSETID in the effective set of this thread.
+///
+/// What the kernel keeps of our credentials while `f` runs then clears set-ID bits on a write, as
+/// capabilities(7) says of a process without that capability.
+///
+/// # Errors
+/// Of capget(2) and capset(2), before `f` was called.
+pub fn without_fsetid<T>(f: impl FnOnce() -> T) -> Result<T> {
+    struct Effective(CapabilitySets);
+    impl Drop for Effective {
+        fn drop(&mut self) {
+            let _ = rustix::thread::set_capabilities(None, self.0);
+        }
+    }
+    let caps = rustix::thread::capabilities(None)?;
+    if !caps.effective.contains(CapabilitySet::FSETID) {
+        return Ok(f());
+    }
+    let effective = caps.effective.difference(CapabilitySet::FSETID);
+    rustix::thread::set_capabilities(None, CapabilitySets { effective, ..caps })?;
+    let _restore = Effective(caps);
+    Ok(f())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fsetid_is_dropped_and_comes_back() {
+        let effective = || rustix::thread::capabilities(None).unwrap().effective;
+        let before = effective();
+        let within = without_fsetid(effective).unwrap();
+        assert_eq!(within, before.difference(CapabilitySet::FSETID));
+        assert_eq!(effective(), before);
+    }
+}
