@@ -169,7 +169,14 @@ impl UnionFs {
     pub fn statfs(&self) -> Result<StatVfs> {
         Err(Errno::NOSYS)
     }
-    pub fn setxattr(&self, caller: &Caller, ino: u64, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
+    pub fn setxattr(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
         Err(Errno::NOSYS)
     }
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
@@ -190,7 +197,14 @@ impl UnionFs {
     pub fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Result<i64> {
         Err(Errno::NOSYS)
     }
-    pub fn copy_file_range(&self, from: u64, from_offset: u64, to: u64, to_offset: u64, len: u64) -> Result<usize> {
+    pub fn copy_file_range(
+        &self,
+        from: u64,
+        from_offset: u64,
+        to: u64,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<usize> {
         Err(Errno::NOSYS)
     }
 }

@@ -54,9 +54,10 @@ impl Identity {
         if index < OVERFLOW && ino >> INO_BITS == 0 && composed > 1 {
             return composed;
         }
-        *self.overflow.entry((dev, ino)).or_insert_with(|| {
-            (OVERFLOW << INO_BITS) + 2 + self.overflowed.fetch_add(1, Ordering::Relaxed)
-        })
+        *self
+            .overflow
+            .entry((dev, ino))
+            .or_insert_with(|| (OVERFLOW << INO_BITS) + 2 + self.overflowed.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The union's number of the lower object that an origin names; `None` when its filesystem is

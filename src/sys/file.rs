@@ -138,12 +138,7 @@ pub fn create_regular(dir: impl AsFd, name: &OsStr, flags: OFlags, mode: u32) ->
 
 /// A nameless regular file in the filesystem of `dir` (O_TMPFILE), open for reading and writing.
 pub fn create_nameless(dir: impl AsFd, mode: u32) -> Result<OwnedFd> {
-    rustix::fs::openat(
-        dir,
-        ".",
-        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::from_raw_mode(mode),
-    )
+    rustix::fs::openat(dir, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(mode))
 }
 
 /// Gives the object behind a descriptor (O_TMPFILE or O_PATH) a name.
@@ -165,13 +160,7 @@ pub fn mkdir(dir: impl AsFd, name: &OsStr, mode: u32) -> Result<()> {
 
 /// `mknodat(2)`; `mode` with the type bits.
 pub fn mknod(dir: impl AsFd, name: &OsStr, mode: u32, rdev: u64) -> Result<()> {
-    rustix::fs::mknodat(
-        dir,
-        name,
-        FileType::from_raw_mode(mode),
-        Mode::from_raw_mode(mode & 0o7777),
-        rdev,
-    )
+    rustix::fs::mknodat(dir, name, FileType::from_raw_mode(mode), Mode::from_raw_mode(mode & 0o7777), rdev)
 }
 
 /// `symlinkat(2)`.
@@ -246,12 +235,7 @@ impl SetTime {
 pub fn utimes_fd(fd: impl AsFd, atime: SetTime, mtime: SetTime) -> Result<()> {
     let times = Timestamps { last_access: atime.raw(), last_modification: mtime.raw() };
     // An O_PATH descriptor of a symlink reached through /proc is not followed further (proc(5)).
-    rustix::fs::utimensat(
-        rustix::fs::CWD,
-        super::proc_path(fd.as_fd(), None),
-        &times,
-        AtFlags::empty(),
-    )
+    rustix::fs::utimensat(rustix::fs::CWD, super::proc_path(fd.as_fd(), None), &times, AtFlags::empty())
 }
 
 /// One entry of a directory as getdents64(2) gives it.

@@ -34,14 +34,14 @@ pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
     let tree = rustix::mount::open_tree(
         dir.as_fd(),
         "",
-        OpenTreeFlags::AT_EMPTY_PATH
-            | OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )?;
     let attr = MountAttr {
         attr_set: ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME,
         attr_clr: ATTR_ATIME,
-        propagation: 0,
+        // A clone of a shared mount is its peer: what is mounted later below the original, our own
+        // mount above all, would appear in the clone too (mount_namespaces(7)).
+        propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
     // SAFETY: mount_setattr(2) reads one struct mount_attr of the given size.
