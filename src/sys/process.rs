@@ -88,19 +88,17 @@ impl Verdict {
         let mut report = Vec::new();
         // What a broken read leaves unread is treated as an end without a word.
         let _ = std::fs::File::from(self.pipe).read_to_end(&mut report);
+        if let Some((&READY, _)) = report.split_first() {
+            return Ok(());
+        }
+        // It is at its end: its locks are free once it is gone.
+        let end = rustix::process::waitpid(Some(self.child), WaitOptions::empty()).ok().flatten();
         match report.split_first() {
-            Some((&READY, _)) => Ok(()),
             Some((_, message)) => Err(String::from_utf8_lossy(message).into_owned()),
-            None => {
-                let end = rustix::process::waitpid(Some(self.child), WaitOptions::empty()).ok().flatten();
-                let how = end.and_then(|(_, status)| status.terminating_signal());
-                Err(match how {
-                    Some(signal) => {
-                        format!("the daemon was killed by signal {signal} before the mount answered")
-                    }
-                    None => "the daemon ended before the mount answered".into(),
-                })
-            }
+            None => Err(match end.and_then(|(_, status)| status.terminating_signal()) {
+                Some(signal) => format!("the daemon was killed by signal {signal} before the mount answered"),
+                None => "the daemon ended before the mount answered".into(),
+            }),
         }
     }
 }
