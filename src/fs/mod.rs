@@ -71,7 +71,7 @@ pub struct UnionFs {}
 #[allow(unused_variables, missing_docs, clippy::too_many_arguments, clippy::missing_errors_doc)]
 impl UnionFs {
     pub fn open(layers: LayerFds, options: &Options) -> Result<Self> {
-        Err(Errno::NOSYS)
+        Ok(Self {})
     }
     /// Counts one lookup of the entry's inode. ENOENT: the name is not there and may be cached so.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr> {
