@@ -55,7 +55,8 @@ impl Made {
 
 /// Whether nothing is there; not so for a mount whose daemon is dead, or a dangling symlink.
 fn absent(path: &Path) -> bool {
-    path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    path.symlink_metadata().is_err_and(|e| matches!(e.kind(), NotFound | NotADirectory))
 }
 
 impl Drop for Made {
@@ -106,6 +107,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
         let error = Made::default().ensure("upper layer", &dir.path().join("file/x"), 0o755).unwrap_err();
-        assert!(error.to_string().contains("upper layer"), "{error}");
+        assert!(error.to_string().contains("file/x: is not a directory"), "{error}");
     }
 }
