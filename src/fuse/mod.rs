@@ -1,5 +1,9 @@
 //! The thin adapter between the kernel's FUSE protocol and the core.
 
 pub mod adapter;
+mod convert;
+mod handshake;
 pub mod mounts;
+mod reply;
 pub mod session;
+pub mod stats;

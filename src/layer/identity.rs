@@ -54,6 +54,12 @@ impl Identity {
         if index < OVERFLOW && ino >> INO_BITS == 0 && composed > 1 {
             return composed;
         }
+        self.alias(dev, ino)
+    }
+
+    /// A number of its own for an object whose number another object claims. It holds for the life of
+    /// the mount.
+    pub fn alias(&self, dev: u64, ino: u64) -> u64 {
         *self
             .overflow
             .entry((dev, ino))

@@ -51,6 +51,12 @@ impl Stat {
         self.kind() == FileType::Directory
     }
 
+    /// Whether a write by someone without CAP_FSETID clears mode bits (write(2); the set-group-ID bit
+    /// means something else without group execution, chmod(2)).
+    pub fn has_setid(&self) -> bool {
+        self.mode & 0o4000 != 0 || self.mode & 0o2010 == 0o2010
+    }
+
     /// Whether this is the whiteout of overlayfs.rst: a character device with number 0:0.
     pub fn is_whiteout_device(&self) -> bool {
         self.kind() == FileType::CharacterDevice && self.rdev == 0
@@ -210,6 +216,17 @@ pub fn chmod_fd(fd: impl AsFd, mode: u32) -> Result<()> {
     rustix::fs::chmod(super::proc_path(fd.as_fd(), None), Mode::from_raw_mode(mode & 0o7777))
 }
 
+/// Clears the set-ID bits that a change of content clears; gives whether there were any.
+pub fn clear_setid(fd: impl AsFd) -> Result<bool> {
+    let st = stat_fd(&fd)?;
+    if st.kind() != FileType::RegularFile || !st.has_setid() {
+        return Ok(false);
+    }
+    let sgid = if st.mode & 0o010 != 0 { 0o2000 } else { 0 };
+    chmod_fd(fd, st.mode & !(0o4000 | sgid))?;
+    Ok(true)
+}
+
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetTime {
@@ -236,17 +253,6 @@ pub fn utimes_fd(fd: impl AsFd, atime: SetTime, mtime: SetTime) -> Result<()> {
     let times = Timestamps { last_access: atime.raw(), last_modification: mtime.raw() };
     // An O_PATH descriptor of a symlink reached through /proc is not followed further (proc(5)).
     rustix::fs::utimensat(rustix::fs::CWD, super::proc_path(fd.as_fd(), None), &times, AtFlags::empty())
-}
-
-/// One entry of a directory as getdents64(2) gives it.
-#[derive(Debug, Clone)]
-pub struct RawEntry {
-    /// The name.
-    pub name: Box<OsStr>,
-    /// The inode number.
-    pub ino: u64,
-    /// The type; `Unknown` where the filesystem does not tell.
-    pub kind: FileType,
 }
 
 /// Lists a directory, without `.` and `..`. The descriptor's own offset is not used.
