@@ -1,236 +1,16 @@
 //! The command line from outside: messages, exit status, and that nothing is left behind.
 #![allow(clippy::unwrap_used, clippy::panic)] // A failed test is what they are for.
 
-use std::collections::BTreeSet;
+mod stage;
+
 use std::fs;
-use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const LIMIT: Duration = Duration::from_secs(20);
-const PROGRAM: &str = env!("CARGO_BIN_EXE_unionfs");
-
-/// A temporary directory with layers in it. Dropping ends every mount below it.
-struct Stage {
-    dir: tempfile::TempDir,
-}
-
-struct Outcome {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Stage {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["a/sub", "b", "u/sub", "i", "m"] {
-            fs::create_dir_all(dir.path().join(name)).unwrap();
-        }
-        fs::write(dir.path().join("a/file"), "from a\n").unwrap();
-        fs::write(dir.path().join("b/other"), "from b\n").unwrap();
-        fs::write(dir.path().join("file"), "").unwrap();
-        std::os::unix::fs::symlink("a", dir.path().join("link")).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().canonicalize().unwrap().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
-        command.args(args).current_dir(self.dir.path());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Outcome {
-        finish(self.command(args))
-    }
-
-    /// Runs a command that must succeed without a word.
-    fn ok(&self, args: &[&str]) {
-        let outcome = self.run(args);
-        assert_eq!(
-            (outcome.code, outcome.stdout.as_str(), outcome.stderr.as_str()),
-            (Some(0), "", ""),
-            "{args:?}"
-        );
-    }
-
-    /// Runs a command that must fail with one sentence that contains all of `says`, and leave nothing.
-    fn fails(&self, args: &[&str], says: &[&str]) {
-        let before = self.tree();
-        let mounts = self.mounts();
-        let outcome = self.run(args);
-        assert_refused(&outcome, args, says);
-        assert_eq!(self.tree(), before, "{args:?} left something behind");
-        assert_eq!(self.mounts(), mounts, "{args:?} left a mount behind");
-    }
-
-    /// Everything below the stage, without a look into mounts.
-    fn tree(&self) -> BTreeSet<PathBuf> {
-        let mounts = self.mounts();
-        let mut found = BTreeSet::new();
-        let mut open = vec![self.path("")];
-        while let Some(dir) = open.pop() {
-            for entry in fs::read_dir(dir).unwrap() {
-                let entry = entry.unwrap();
-                let path = entry.path();
-                if !mounts.contains(&path) && entry.file_type().unwrap().is_dir() {
-                    open.push(path.clone());
-                }
-                found.insert(path);
-            }
-        }
-        found
-    }
-
-    /// Mount points below the stage.
-    fn mounts(&self) -> Vec<PathBuf> {
-        self.mount_lines().into_iter().map(|(_, at)| at).collect()
-    }
-
-    /// Device numbers and mount points below the stage. The names here need no escapes.
-    fn mount_lines(&self) -> Vec<(String, PathBuf)> {
-        let root = self.path("");
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        table
-            .lines()
-            .filter_map(|line| {
-                let fields: Vec<&str> = line.split(' ').collect();
-                let at = PathBuf::from(fields[4]);
-                at.starts_with(&root).then(|| (fields[2].to_owned(), at))
-            })
-            .collect()
-    }
-
-    /// Process ids of living daemons that hold something below the stage open.
-    fn daemons(&self) -> Vec<u32> {
-        let root = self.path("");
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-            let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
-            let is_ours = fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == Path::new(PROGRAM));
-            let holds = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(&root));
-            if is_ours && fds.flatten().any(holds) {
-                found.push(pid);
-            }
-        }
-        found
-    }
-
-    fn wait_until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let start = Instant::now();
-        while !done(self) {
-            assert!(start.elapsed() < LIMIT, "waited in vain: {what}");
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        for (device, at) in self.mount_lines().into_iter().rev() {
-            // A daemon that hangs must not make us hang.
-            if let Some((_, minor)) = device.split_once(':') {
-                let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
-            }
-            let _ = Command::new("umount").arg("-l").arg(at).status();
-        }
-    }
-}
-
-fn assert_refused(outcome: &Outcome, args: &[&str], says: &[&str]) {
-    let said = &outcome.stderr;
-    assert_eq!(outcome.code, Some(1), "{args:?}: {said}");
-    assert!(said.starts_with("unionfs: ") && said.ends_with('\n'), "{args:?}: {said:?}");
-    assert_eq!(said.lines().count(), 1, "{args:?}: {said:?}");
-    for part in says {
-        assert!(said.contains(part), "{args:?}: {said:?} lacks {part:?}");
-    }
-    assert_eq!(outcome.stdout, "", "{args:?}");
-}
-
-/// Runs to the end, output read until it is closed by all who have it, within the limit.
-fn finish(mut command: Command) -> Outcome {
-    let shown = format!("{command:?}");
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    finish_child(child, &shown)
-}
-
-fn finish_child(mut child: Child, shown: &str) -> Outcome {
-    let stdout = drain(child.stdout.take());
-    let stderr = drain(child.stderr.take());
-    let status = wait(&mut child, shown);
-    let limit = |out: mpsc::Receiver<String>| {
-        out.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("{shown}: someone keeps the output open"))
-    };
-    Outcome { code: status.code(), stdout: limit(stdout), stderr: limit(stderr) }
-}
-
-fn wait(child: &mut Child, shown: &str) -> std::process::ExitStatus {
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            assert_eq!(status.signal(), None, "{shown}");
-            return status;
-        }
-        if start.elapsed() > LIMIT {
-            child.kill().unwrap();
-            panic!("{shown}: not done after {LIMIT:?}");
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn drain(from: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
-    let (send, receive) = mpsc::channel();
-    thread::spawn(move || {
-        let mut text = Vec::new();
-        if let Some(mut from) = from {
-            from.read_to_end(&mut text).unwrap();
-        }
-        let _ = send.send(String::from_utf8_lossy(&text).into_owned());
-    });
-    receive
-}
-
-fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
-    assert!(status.success());
-}
-
-/// Whether mounts can be made here; says why not.
-fn can_mount() -> bool {
-    let reason = if !rustix::process::geteuid().is_root() {
-        "not root"
-    } else if !fs::metadata("/dev/fuse").is_ok_and(|m| m.file_type().is_char_device()) {
-        "no /dev/fuse"
-    } else {
-        return true;
-    };
-    eprintln!("skipped: {reason}");
-    false
-}
-
-/// The directory to try "another filesystem" with, if there is one.
-fn other_filesystem(stage: &Stage) -> Option<tempfile::TempDir> {
-    use std::os::unix::fs::MetadataExt;
-    let device = |path: &Path| fs::metadata(path).ok().map(|m| m.dev());
-    let shm = Path::new("/dev/shm");
-    if device(shm).is_none() || device(shm) == device(stage.dir.path()) {
-        eprintln!("skipped: /dev/shm is no other filesystem");
-        return None;
-    }
-    tempfile::tempdir_in(shm).ok()
-}
+use stage::*;
 
 #[test]
 fn help_has_examples() {
@@ -594,4 +374,49 @@ fn demo_cleans_up_when_interrupted() {
         assert_eq!(fs::read_dir(&temp).unwrap().count(), 0, "after {delay} ms");
         assert!(stage.mounts().is_empty(), "after {delay} ms");
     }
+}
+
+#[test]
+fn a_shared_mount_does_not_bring_the_mount_back_into_its_lower() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new();
+    // What is mounted below a shared mount appears in its clones, unless these are private.
+    let script = "mount -t tmpfs none b; mount --make-shared b; mkdir b/lower b/lower/at; echo q > b/lower/q
+        $1 mount --create b/lower b/upper b/lower/at
+        test \"$(cat b/lower/at/q)\" = q; test -z \"$(ls b/lower/at/at)\"
+        $1 umount b/lower/at";
+    let outcome = in_namespace(&stage, script);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_user_without_rights_mounts_by_fusermount3() {
+    if !can_mount() {
+        return;
+    }
+    if Command::new("fusermount3").arg("-V").output().is_err() {
+        eprintln!("skipped: no fusermount3");
+        return;
+    }
+    let stage = Stage::new();
+    fs::set_permissions(stage.dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    for name in ["u", "u/sub", "m"] {
+        std::os::unix::fs::chown(stage.path(name), Some(65534), Some(65534)).unwrap();
+    }
+    // The program itself may lie where the user cannot go.
+    let script = "cp $1 unionfs; mount -t tmpfs none /dev
+        mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+        as() { setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"; }
+        as ./unionfs mount a:b u m
+        as cat m/file m/other
+        as sh -c 'echo new > m/new; rm m/file'
+        test -f u/new; test ! -e m/file
+        as ./unionfs umount m
+        ! as ./unionfs mount a u a/sub";
+    let outcome = in_namespace(&stage, script);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "from a\nfrom b\n"), "{}", outcome.stderr);
+    let last = outcome.stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("mount point a/sub: lies inside the lower layer a"), "{last}");
 }
