@@ -508,13 +508,14 @@ impl fuser::Filesystem for Adapter {
         self.answer(Op::Getxattr, reply, |_| self.fs.getxattr(ino.0, name), |r, v| send_xattr(r, size, &v));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.answer(Op::Listxattr, reply, |_| self.fs.listxattr(ino.0), |r, v| send_xattr(r, size, &v));
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let caller = convert::caller(req, 0);
+        let list = |_: &mut ReplyXattr| self.fs.listxattr(&caller, ino.0);
+        self.answer(Op::Listxattr, reply, list, |r, v| send_xattr(r, size, &v));
     }
 
-    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let caller = convert::caller(req, 0);
-        self.answer(Op::Removexattr, reply, |_| self.fs.removexattr(&caller, ino.0, name), |r, ()| r.ok());
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answer(Op::Removexattr, reply, |_| self.fs.removexattr(ino.0, name), |r, ()| r.ok());
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -554,7 +555,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -562,7 +563,9 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.answer(Op::Fallocate, reply, |_| self.fs.fallocate(fh.0, offset, length, mode), |r, ()| r.ok());
+        let caller = convert::caller(req, 0);
+        let reserve = |_: &mut ReplyEmpty| self.fs.fallocate(&caller, fh.0, offset, length, mode);
+        self.answer(Op::Fallocate, reply, reserve, |r, ()| r.ok());
     }
 
     fn lseek(
