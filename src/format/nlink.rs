@@ -53,8 +53,7 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        for (base, diff, text) in
-            [(Base::Upper, 2, "U+2"), (Base::Upper, -1, "U-1"), (Base::Lower, 0, "L+0")]
+        for (base, diff, text) in [(Base::Upper, 2, "U+2"), (Base::Upper, -1, "U-1"), (Base::Lower, 0, "L+0")]
         {
             let d = NlinkDiff { base, diff };
             assert_eq!(d.encode(), text.as_bytes());

@@ -26,7 +26,9 @@ impl Redirect {
     /// `.` and `..`, a sibling name with a slash.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes.strip_prefix(b"/") {
-            Some(rest) => rest.split(|b| *b == b'/').map(component).collect::<Option<_>>().map(Self::Absolute),
+            Some(rest) => {
+                rest.split(|b| *b == b'/').map(component).collect::<Option<_>>().map(Self::Absolute)
+            }
             None => component(bytes).map(Self::Sibling),
         }
     }

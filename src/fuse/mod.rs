@@ -1,3 +1,8 @@
 //! The thin adapter between the kernel's FUSE protocol and the core.
 
+pub mod adapter;
+mod convert;
+mod handshake;
+mod reply;
 pub mod session;
+pub mod stats;

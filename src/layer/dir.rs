@@ -3,18 +3,21 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::RwLock;
 
 use crate::error::{Errno, Result};
 use crate::layer::fd_cache::FdCache;
+use crate::layer::marks;
 use crate::sys::file::{self, Stat};
 
 /// Position of a layer in the stack, topmost first.
 pub type LayerId = u16;
 
-/// How often a directory that was moved under us is looked for again.
-const MOVED_RETRIES: usize = 64;
+const UNKNOWN: u8 = 0;
+const NO: u8 = 1;
+const YES: u8 = 2;
 
 #[derive(Debug, Clone)]
 enum Place {
@@ -30,7 +33,9 @@ pub struct Dir {
     key: u64,
     dev: u64,
     ino: u64,
+    /// Held for reading while the directory is opened by its name, for writing while it is moved.
     place: RwLock<Place>,
+    xattr_whiteouts: AtomicU8,
     cache: Arc<FdCache>,
 }
 
@@ -44,6 +49,7 @@ impl Dir {
             dev: st.dev,
             ino: st.ino,
             place: RwLock::new(Place::Root(Arc::new(fd))),
+            xattr_whiteouts: AtomicU8::new(UNKNOWN),
             cache: cache.clone(),
         }))
     }
@@ -56,6 +62,7 @@ impl Dir {
             dev: stat.dev,
             ino: stat.ino,
             place: RwLock::new(Place::Below(parent.clone(), name.into())),
+            xattr_whiteouts: AtomicU8::new(UNKNOWN),
             cache: parent.cache.clone(),
         })
     }
@@ -73,40 +80,63 @@ impl Dir {
     /// A descriptor for lookups, xattrs and listing.
     ///
     /// # Errors
-    /// ESTALE or ENOENT when the layer was changed behind our back or the directory is deleted.
+    /// ENOENT when the directory is deleted, ESTALE when the layer was changed behind our back.
     pub fn fd(&self) -> Result<Arc<OwnedFd>> {
-        for _ in 0..MOVED_RETRIES {
-            if let Some(fd) = self.cache.get(self.key) {
-                return Ok(fd);
-            }
-            let place = self.place.read().clone();
-            let (parent, name) = match place {
-                Place::Root(fd) => return Ok(fd),
-                Place::Below(parent, name) => (parent, name),
-            };
-            let fd = match file::open_dir(parent.fd()?, &name) {
-                Ok(fd) => fd,
-                Err(Errno::NOENT | Errno::NOTDIR) => {
-                    std::thread::yield_now();
-                    continue;
-                }
-                Err(e) => return Err(e),
-            };
-            let st = file::stat_fd(&fd)?;
-            if (st.dev, st.ino) == (self.dev, self.ino) {
-                let fd = Arc::new(fd);
-                self.cache.put(self.key, fd.clone());
-                return Ok(fd);
-            }
-            // Renamed between reading its place and opening it: the new place is stored in a moment.
-            std::thread::yield_now();
+        if let Some(fd) = self.cache.get(self.key) {
+            return Ok(fd);
         }
-        Err(Errno::NOENT)
+        let place = self.place.read();
+        let (parent, name) = match &*place {
+            Place::Root(fd) => return Ok(fd.clone()),
+            Place::Below(parent, name) => (parent, name),
+        };
+        let fd = file::open_dir(parent.fd()?, name)?;
+        let st = file::stat_fd(&fd)?;
+        if (st.dev, st.ino) != (self.dev, self.ino) {
+            return Err(Errno::STALE);
+        }
+        let fd = Arc::new(fd);
+        self.cache.put(self.key, fd.clone());
+        Ok(fd)
     }
 
-    /// Records that the directory was renamed. For writable layers only.
-    pub(super) fn relocate(&self, parent: &Arc<Self>, name: &OsStr) {
-        *self.place.write() = Place::Below(parent.clone(), name.into());
+    /// Whether empty regular files in it may be whiteouts (see [`marks::Marks::xattr_whiteouts`]).
+    /// Asked once.
+    pub fn xattr_whiteouts(&self) -> Result<bool> {
+        match self.xattr_whiteouts.load(Ordering::Acquire) {
+            UNKNOWN => {
+                let found = marks::read(self.fd()?)?.xattr_whiteouts;
+                let answer = if found { YES } else { NO };
+                // A mark set meanwhile wins.
+                let set = self.xattr_whiteouts.compare_exchange(
+                    UNKNOWN,
+                    answer,
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                );
+                Ok(found || set == Err(YES))
+            }
+            known => Ok(known == YES),
+        }
+    }
+
+    /// Records that the directory may hold whiteouts in xattr form from now on.
+    pub(super) fn expect_xattr_whiteouts(&self) {
+        self.xattr_whiteouts.store(YES, Ordering::Release);
+    }
+
+    /// Runs `rename`, which gives the directory this new parent and name, while nobody opens it by
+    /// the old ones. For writable layers only.
+    pub(super) fn relocate<T>(
+        &self,
+        parent: &Arc<Self>,
+        name: &OsStr,
+        rename: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let mut place = self.place.write();
+        let done = rename()?;
+        *place = Place::Below(parent.clone(), name.into());
+        Ok(done)
     }
 
     /// The names from the layer's root to this directory.

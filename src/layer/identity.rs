@@ -54,9 +54,16 @@ impl Identity {
         if index < OVERFLOW && ino >> INO_BITS == 0 && composed > 1 {
             return composed;
         }
-        *self.overflow.entry((dev, ino)).or_insert_with(|| {
-            (OVERFLOW << INO_BITS) + 2 + self.overflowed.fetch_add(1, Ordering::Relaxed)
-        })
+        self.alias(dev, ino)
+    }
+
+    /// A number of its own for an object whose number another object claims. It holds for the life of
+    /// the mount.
+    pub fn alias(&self, dev: u64, ino: u64) -> u64 {
+        *self
+            .overflow
+            .entry((dev, ino))
+            .or_insert_with(|| (OVERFLOW << INO_BITS) + 2 + self.overflowed.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The union's number of the lower object that an origin names; `None` when its filesystem is

@@ -1,21 +1,18 @@
 //! The layers of a mount, topmost first, and what their filesystems permit.
 
-use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, RenameFlags, XattrFlags};
-
 use crate::error::{Errno, Result};
-use crate::format::names::{Mark, Namespace};
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
-use crate::sys::cred::Caller;
-use crate::sys::xattr::{self, Target};
-use crate::sys::{file, mount};
+use crate::sys::mount;
+
+/// The upper's place in a writable stack.
+pub const UPPER: LayerId = 0;
 
 /// What a layer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,23 +32,10 @@ pub struct LayerFds {
     pub upper: Option<(OwnedFd, OwnedFd)>,
     /// The init layer.
     pub init: Option<OwnedFd>,
+    /// A work directory for the init layer, where the upper's lies on another mount.
+    pub init_work: Option<OwnedFd>,
     /// The lowers, topmost first.
     pub lowers: Vec<OwnedFd>,
-}
-
-/// What the upper's filesystem and our rights permit, found by trying.
-#[derive(Debug, Clone, Copy)]
-pub struct Abilities {
-    /// Where private xattrs go.
-    pub namespace: Namespace,
-    /// Private xattrs can be set at all.
-    pub xattrs: bool,
-    /// Whiteouts can be 0:0 character devices.
-    pub whiteout_device: bool,
-    /// A rename can leave a whiteout behind (RENAME_WHITEOUT).
-    pub rename_whiteout: bool,
-    /// Files can be made without a name (O_TMPFILE).
-    pub nameless: bool,
 }
 
 /// The layers of a mount.
@@ -59,8 +43,8 @@ pub struct Abilities {
 pub struct Stack {
     roots: Vec<(Role, Arc<Dir>)>,
     work: Option<WorkDir>,
+    init_work: Option<WorkDir>,
     identity: Identity,
-    abilities: Abilities,
     volatile: bool,
 }
 
@@ -92,7 +76,7 @@ impl Stack {
         let mut work = None;
         if let Some((upper, workdir)) = fds.upper {
             push(Role::Upper, upper)?;
-            work = Some(WorkDir::open(workdir, &cache)?);
+            work = Some(WorkDir::open(workdir, &cache, userxattr)?);
         }
         if let Some(init) = fds.init {
             push(Role::Init, init)?;
@@ -101,17 +85,11 @@ impl Stack {
             let clone = mount::clone_read_only(&lower).ok();
             push(Role::Lower, clone.unwrap_or(lower))?;
         }
-        let abilities = match &work {
-            Some(work) => probe(work, userxattr)?,
-            None => Abilities {
-                namespace: Namespace::Trusted,
-                xattrs: false,
-                whiteout_device: false,
-                rename_whiteout: false,
-                nameless: false,
-            },
+        let init_work = match (fds.init_work, &work) {
+            (Some(dir), Some(_)) => Some(WorkDir::open(dir, &cache, userxattr)?),
+            _ => None,
         };
-        Ok(Self { roots, work, identity, abilities, volatile })
+        Ok(Self { roots, work, init_work, identity, volatile })
     }
 
     /// The number of layers.
@@ -144,12 +122,22 @@ impl Stack {
         self.roots.iter().map(|r| &r.1)
     }
 
-    /// The work directory.
+    /// Whether anything can be changed.
+    pub fn is_writable(&self) -> bool {
+        self.work.is_some()
+    }
+
+    /// Where changes to a layer are prepared.
     ///
     /// # Errors
-    /// EROFS on a read-only stack.
-    pub fn work(&self) -> Result<&WorkDir> {
-        self.work.as_ref().ok_or(Errno::ROFS)
+    /// EROFS for a lower and on a read-only stack.
+    pub fn work(&self, layer: LayerId) -> Result<&WorkDir> {
+        let work = match self.role(layer) {
+            Role::Upper => self.work.as_ref(),
+            Role::Init => self.init_work.as_ref().or(self.work.as_ref()),
+            Role::Lower => None,
+        };
+        work.ok_or(Errno::ROFS)
     }
 
     /// The right to change a directory of the upper or the init layer.
@@ -165,79 +153,8 @@ impl Stack {
         &self.identity
     }
 
-    /// What the upper permits.
-    pub fn abilities(&self) -> &Abilities {
-        &self.abilities
-    }
-
     /// Whether syncs are skipped.
     pub fn volatile(&self) -> bool {
         self.volatile
     }
-
-    /// A whiteout in the work directory, in the form that is permitted, to be renamed to its place
-    /// in a directory that [`Self::allow_whiteouts`] has prepared.
-    pub fn make_whiteout(&self) -> Result<std::ffi::OsString> {
-        let work = self.work()?;
-        if self.abilities.whiteout_device {
-            return work.make_whiteout_device();
-        }
-        // overlayfs.rst, "Whiteouts and opaque directories": a zero-size regular file with the
-        // "overlay.whiteout" xattr, in a directory whose "overlay.opaque" is "x".
-        let temp = work.temp_name();
-        let staging = work.staging();
-        let flags = rustix::fs::OFlags::WRONLY;
-        staging.create(&temp, flags, FileType::RegularFile.as_raw_mode(), &Caller::root())?;
-        staging.set_mark(&temp, Mark::Whiteout, self.abilities.namespace, b"y").inspect_err(|_| {
-            work.purge(&temp);
-        })?;
-        Ok(temp)
-    }
-
-    /// Marks a directory as one that may hold whiteouts of the permitted form.
-    pub fn allow_whiteouts(&self, dir: &Writable) -> Result<()> {
-        if self.abilities.whiteout_device {
-            return Ok(());
-        }
-        let ns = self.abilities.namespace;
-        let fd = dir.fd()?;
-        match xattr::get_opt(Target::Fd(fd.as_fd()), Mark::Opaque.name(ns))? {
-            Some(_) => Ok(()),
-            None => dir.set_own_mark(Mark::Opaque, ns, b"x"),
-        }
-    }
-}
-
-/// Tries on the work directory what its filesystem and our rights permit.
-fn probe(work: &WorkDir, userxattr: Option<bool>) -> Result<Abilities> {
-    let staging = work.staging();
-    let fd = staging.fd()?;
-    let temp = work.temp_name();
-    staging.mkdir(&temp, 0o700, &Caller::root())?;
-    let settable = |ns: Namespace| {
-        let target = Target::At(fd.as_fd(), &temp);
-        xattr::set(target, Mark::Opaque.name(ns), b"n", XattrFlags::empty()).is_ok()
-    };
-    let candidates: &[Namespace] = match userxattr {
-        Some(true) => &[Namespace::User],
-        Some(false) => &[Namespace::Trusted],
-        None => &[Namespace::Trusted, Namespace::User],
-    };
-    let namespace = candidates.iter().copied().find(|ns| settable(*ns));
-    let _ = file::rmdir(&fd, &temp);
-    let device = work.make_whiteout_device();
-    let mut rename_whiteout = false;
-    if let Ok(name) = &device {
-        let other = work.temp_name();
-        rename_whiteout = staging.rename(name, staging, &other, RenameFlags::WHITEOUT).is_ok();
-        let _ = staging.unlink(name);
-        let _ = staging.unlink(if rename_whiteout { &other } else { OsStr::new(name) });
-    }
-    Ok(Abilities {
-        namespace: namespace.or(candidates.first().copied()).unwrap_or(Namespace::Trusted),
-        xattrs: namespace.is_some(),
-        whiteout_device: device.is_ok(),
-        rename_whiteout,
-        nameless: file::create_nameless(&fd, 0o600).is_ok(),
-    })
 }

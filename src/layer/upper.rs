@@ -78,9 +78,34 @@ impl Writable {
         file::rename(self.fd()?, name, to.fd()?, new_name, flags)
     }
 
-    /// Records that directory `moved` now lies here under `name`.
-    pub fn adopt(&self, moved: &Self, name: &OsStr) {
-        moved.0.relocate(&self.0, name);
+    /// Renames the directory `moved`, which lies here under `name`, and records its new place.
+    pub fn rename_dir(
+        &self,
+        name: &OsStr,
+        moved: &Self,
+        to: &Self,
+        new_name: &OsStr,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let (from_fd, to_fd) = (self.fd()?, to.fd()?);
+        moved.0.relocate(&to.0, new_name, || file::rename(from_fd, name, to_fd, new_name, flags))
+    }
+
+    /// Exchanges directory `ours`, which lies here, with directory `theirs` in `to`.
+    pub fn exchange_dirs(
+        &self,
+        name: &OsStr,
+        ours: &Self,
+        to: &Self,
+        other: &OsStr,
+        theirs: &Self,
+    ) -> Result<()> {
+        theirs.0.relocate(&self.0, name, || self.rename_dir(name, ours, to, other, RenameFlags::EXCHANGE))
+    }
+
+    /// Records that whiteouts in xattr form are to be expected here.
+    pub(super) fn expect_xattr_whiteouts(&self) {
+        self.0.expect_xattr_whiteouts();
     }
 
     /// Sets a private attribute of the entry `name`.

@@ -6,29 +6,49 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FileType, RenameFlags};
+use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
 
 use crate::error::{Errno, Result};
+use crate::format::names::{Mark, Namespace};
 use crate::layer::dir::Dir;
 use crate::layer::fd_cache::FdCache;
 use crate::layer::upper::Writable;
 use crate::sys::cred::Caller;
 use crate::sys::file;
+use crate::sys::xattr::{self, Target};
 
-/// The work directory of a mount.
+/// What the filesystem of a writable layer and our rights permit, found by trying.
+#[derive(Debug, Clone, Copy)]
+pub struct Abilities {
+    /// Where private xattrs go.
+    pub namespace: Namespace,
+    /// Private xattrs can be set at all.
+    pub xattrs: bool,
+    /// Whiteouts can be 0:0 character devices.
+    pub whiteout_device: bool,
+    /// A rename can leave a whiteout behind (RENAME_WHITEOUT).
+    pub rename_whiteout: bool,
+    /// Files can be made without a name (O_TMPFILE).
+    pub nameless: bool,
+}
+
+/// The work directory of a writable layer.
 #[derive(Debug)]
 pub struct WorkDir {
     work: Writable,
     index: Writable,
+    abilities: Abilities,
     next: AtomicU64,
 }
 
 impl WorkDir {
     /// Opens the work directory, makes its parts and removes what a crash left in `work/`.
     ///
+    /// `userxattr`: the namespace of private xattrs, `None` to take what is permitted.
+    ///
     /// # Errors
     /// Those of creating directories in it.
-    pub fn open(fd: OwnedFd, cache: &Arc<FdCache>) -> Result<Self> {
+    pub fn open(fd: OwnedFd, cache: &Arc<FdCache>, userxattr: Option<bool>) -> Result<Self> {
         let sub = |name: &str| -> Result<Writable> {
             let name = OsStr::new(name);
             match file::mkdir(&fd, name, 0o700) {
@@ -38,9 +58,11 @@ impl WorkDir {
             let root = Dir::root(0, file::open_dir(&fd, name)?, cache)?;
             Ok(Writable::new(root))
         };
-        let dir = Self { work: sub("work")?, index: sub("index")?, next: AtomicU64::new(0) };
-        dir.clean()?;
-        Ok(dir)
+        let next = AtomicU64::new(0);
+        let work = sub("work")?;
+        clean(&work)?;
+        let abilities = probe(&work, &next, userxattr)?;
+        Ok(Self { work, index: sub("index")?, abilities, next })
     }
 
     /// Where things are made before they are published.
@@ -55,7 +77,7 @@ impl WorkDir {
 
     /// A name in [`Self::staging`] that nothing else has.
     pub fn temp_name(&self) -> OsString {
-        format!("#{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
+        temp_name(&self.next)
     }
 
     /// Moves an entry out of sight and deletes it there with all that is below it. The name is gone
@@ -74,25 +96,153 @@ impl WorkDir {
         }
     }
 
-    /// A character device 0:0 in [`Self::staging`], to be renamed over an entry.
-    pub fn make_whiteout_device(&self) -> Result<OsString> {
+    /// A directory to make entries in that are then moved to `like`: what is made here inherits what
+    /// it would inherit there (group, set-group-ID, default ACL). It goes with all that is left in it
+    /// when dropped.
+    pub fn nursery(&self, like: &Writable) -> Result<Nursery<'_>> {
         let temp = self.temp_name();
-        self.work.mknod(&temp, FileType::CharacterDevice.as_raw_mode(), 0, &Caller::root())?;
+        self.work.mkdir(&temp, 0o700, &Caller::daemon())?;
+        let dir = self.adopt(&temp, like).inspect_err(|_| self.purge(&temp))?;
+        Ok(Nursery { work: self, temp, dir })
+    }
+
+    fn adopt(&self, temp: &OsStr, like: &Writable) -> Result<Writable> {
+        const DEFAULT_ACL: &str = "system.posix_acl_default";
+        let fd = file::open_dir(self.work.fd()?, temp)?;
+        let model = like.fd()?;
+        let st = file::stat_fd(&model)?;
+        file::chown_fd(&fd, None, Some(st.gid))?;
+        file::chmod_fd(&fd, 0o700 | (st.mode & 0o2000))?;
+        if let Some(acl) = xattr::get_opt(Target::Fd(model.as_fd()), OsStr::new(DEFAULT_ACL))? {
+            xattr::set(Target::Fd(fd.as_fd()), OsStr::new(DEFAULT_ACL), &acl, XattrFlags::empty())?;
+        }
+        let st = file::stat_fd(&fd)?;
+        Ok(Writable::new(Dir::below(self.work.dir(), temp, &st)))
+    }
+
+    /// What the filesystem permits.
+    pub fn abilities(&self) -> &Abilities {
+        &self.abilities
+    }
+
+    /// A whiteout in [`Self::staging`], in the form that is permitted, to be renamed to its place in a
+    /// directory that [`Self::allow_whiteouts`] has prepared.
+    pub fn make_whiteout(&self) -> Result<OsString> {
+        let temp = self.temp_name();
+        self.place_whiteout(&self.work, &temp)?;
         Ok(temp)
     }
 
-    fn clean(&self) -> Result<()> {
-        let mut names = Vec::new();
-        let fd = self.work.fd()?;
-        file::list(&fd, |name, _, _| {
-            names.push(name.to_owned());
-            Ok(())
-        })?;
-        for name in names {
-            remove_tree(&fd, &name)?;
+    /// Makes a whiteout under a name that nothing has, as one step.
+    pub fn new_whiteout(&self, dir: &Writable, name: &OsStr) -> Result<()> {
+        if self.abilities.whiteout_device {
+            return self.place_whiteout(dir, name);
         }
+        let temp = self.make_whiteout()?;
+        let placed = self.allow_whiteouts(dir);
+        placed.and_then(|()| self.work.rename(&temp, dir, name, RenameFlags::NOREPLACE)).inspect_err(|_| {
+            self.purge(&temp);
+        })
+    }
+
+    fn place_whiteout(&self, dir: &Writable, name: &OsStr) -> Result<()> {
+        let daemon = Caller::daemon();
+        if self.abilities.whiteout_device {
+            return dir.mknod(name, FileType::CharacterDevice.as_raw_mode(), 0, &daemon);
+        }
+        // overlayfs.rst, "Whiteouts and opaque directories": a zero-size regular file with the
+        // "overlay.whiteout" xattr, in a directory whose "overlay.opaque" is "x".
+        dir.create(name, OFlags::WRONLY, 0, &daemon)?;
+        dir.set_mark(name, Mark::Whiteout, self.abilities.namespace, b"y").inspect_err(|_| {
+            let _ = dir.unlink(name);
+        })
+    }
+
+    /// Marks a directory as one that may hold whiteouts of the permitted form.
+    pub fn allow_whiteouts(&self, dir: &Writable) -> Result<()> {
+        if self.abilities.whiteout_device {
+            return Ok(());
+        }
+        let ns = self.abilities.namespace;
+        let fd = dir.fd()?;
+        // An opaque directory keeps its "y": nothing below it needs hiding.
+        if xattr::get_opt(Target::Fd(fd.as_fd()), Mark::Opaque.name(ns))?.is_none() {
+            dir.set_own_mark(Mark::Opaque, ns, b"x")?;
+        }
+        dir.expect_xattr_whiteouts();
         Ok(())
     }
+}
+
+/// A place to prepare new entries; see [`WorkDir::nursery`].
+#[derive(Debug)]
+pub struct Nursery<'a> {
+    work: &'a WorkDir,
+    temp: OsString,
+    dir: Writable,
+}
+
+impl Nursery<'_> {
+    /// The directory.
+    pub fn dir(&self) -> &Writable {
+        &self.dir
+    }
+}
+
+impl Drop for Nursery<'_> {
+    fn drop(&mut self) {
+        self.work.purge(&self.temp);
+    }
+}
+
+fn clean(work: &Writable) -> Result<()> {
+    let mut names = Vec::new();
+    let fd = work.fd()?;
+    file::list(&fd, |name, _, _| {
+        names.push(name.to_owned());
+        Ok(())
+    })?;
+    names.iter().try_for_each(|name| remove_tree(&fd, name))
+}
+
+fn temp_name(next: &AtomicU64) -> OsString {
+    format!("#{:x}", next.fetch_add(1, Ordering::Relaxed)).into()
+}
+
+/// Tries on the work directory what its filesystem and our rights permit.
+fn probe(staging: &Writable, next: &AtomicU64, userxattr: Option<bool>) -> Result<Abilities> {
+    let fd = staging.fd()?;
+    let daemon = Caller::daemon();
+    let temp = temp_name(next);
+    staging.mkdir(&temp, 0o700, &daemon)?;
+    let settable = |ns: &Namespace| {
+        let target = Target::At(fd.as_fd(), &temp);
+        xattr::set(target, Mark::Opaque.name(*ns), b"n", XattrFlags::empty()).is_ok()
+    };
+    let candidates: &[Namespace] = match userxattr {
+        Some(true) => &[Namespace::User],
+        Some(false) => &[Namespace::Trusted],
+        None => &[Namespace::Trusted, Namespace::User],
+    };
+    let namespace = candidates.iter().copied().find(settable);
+    staging.rmdir(&temp)?;
+    let device = staging.mknod(&temp, FileType::CharacterDevice.as_raw_mode(), 0, &daemon).is_ok();
+    let mut rename_whiteout = false;
+    if device {
+        let other = temp_name(next);
+        rename_whiteout = staging.rename(&temp, staging, &other, RenameFlags::WHITEOUT).is_ok();
+        staging.unlink(&temp)?;
+        if rename_whiteout {
+            staging.unlink(&other)?;
+        }
+    }
+    Ok(Abilities {
+        namespace: namespace.or(candidates.first().copied()).unwrap_or(Namespace::Trusted),
+        xattrs: namespace.is_some(),
+        whiteout_device: device,
+        rename_whiteout,
+        nameless: file::create_nameless(&fd, 0o600).is_ok(),
+    })
 }
 
 /// Removes an entry and everything below it, without following symlinks. The depth is kept on the

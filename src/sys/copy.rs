@@ -77,29 +77,30 @@ fn copy_by_hand(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<
             Err(Errno::INTR) => continue,
             Err(e) => return Err(e),
         };
-        write_all_at(&to, &buf[..got], pos)?;
+        if write_some_at(&to, &buf[..got], pos)? < got {
+            return Err(Errno::NOSPC);
+        }
         pos += got as u64;
     }
     Ok(())
 }
 
-/// Writes the whole buffer at `offset`.
+/// Writes as much of the buffer at `offset` as can be; gives the bytes written.
 ///
 /// # Errors
-/// The first error of pwrite(2); ENOSPC when nothing more can be written.
-pub fn write_all_at(to: impl AsFd, mut data: &[u8], mut offset: u64) -> Result<()> {
-    while !data.is_empty() {
-        match rustix::io::pwrite(&to, data, offset) {
-            Ok(0) => return Err(Errno::NOSPC),
-            Ok(n) => {
-                data = &data[n..];
-                offset += n as u64;
-            }
+/// Those of pwrite(2), when nothing was written.
+pub fn write_some_at(to: impl AsFd, data: &[u8], offset: u64) -> Result<usize> {
+    let mut done = 0;
+    while done < data.len() {
+        match rustix::io::pwrite(&to, &data[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
             Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
+            Err(e) if done == 0 => return Err(e),
+            Err(_) => break,
         }
     }
-    Ok(())
+    Ok(done)
 }
 
 /// Reads until the buffer is full or the file ends; gives the number of bytes read.

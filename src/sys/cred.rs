@@ -9,8 +9,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use crate::error::Result;
 
 thread_local! {
-    /// Whether this thread has its own umask (CLONE_FS undone).
-    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+    /// The umask of this thread, once it has one of its own (CLONE_FS undone).
+    static OWN_UMASK: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// Who asks, as the request tells.
@@ -28,8 +28,9 @@ pub struct Caller {
 
 impl Caller {
     /// The daemon's own identity, with no umask.
-    pub fn root() -> Self {
-        Self { uid: 0, gid: 0, pid: 0, umask: 0 }
+    pub fn daemon() -> Self {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Self { uid, gid, pid: 0, umask: 0 }
     }
 
     /// Whether the caller belongs to group `gid`, supplementary groups included. Read from
@@ -75,47 +76,44 @@ impl Drop for Restore {
 
 /// Runs `f` with the caller's filesystem identity and umask, but with the daemon's rights: the
 /// kernel has checked the caller's already (default_permissions).
+///
+/// # Errors
+/// Those of `f`; EPERM where the thread cannot have a umask of its own.
 pub fn as_caller<T>(caller: &Caller, f: impl FnOnce() -> Result<T>) -> Result<T> {
     set_umask(caller.umask)?;
-    let own_uid = rustix::process::geteuid().as_raw();
-    let own_gid = rustix::process::getegid().as_raw();
-    let result = if caller.uid == own_uid && caller.gid == own_gid {
-        f()
-    } else {
-        let caps = rustix::thread::capabilities(None).ok();
-        let _restore = Restore { uid: own_uid, gid: own_gid, caps };
-        // SAFETY: plain system calls on numbers; they affect the calling thread only.
-        unsafe {
-            libc::setfsgid(caller.gid);
-            libc::setfsuid(caller.uid);
-        }
-        // Leaving uid 0 took the filesystem capabilities away (capabilities(7)): take them back.
-        if let Some(caps) = caps {
-            let _ = rustix::thread::set_capabilities(None, caps);
-        }
-        f()
-    };
-    set_umask(0)?;
-    result
+    let own = Caller::daemon();
+    if caller.uid == own.uid && caller.gid == own.gid {
+        return f();
+    }
+    let caps = rustix::thread::capabilities(None).ok();
+    let _restore = Restore { uid: own.uid, gid: own.gid, caps };
+    // SAFETY: plain system calls on numbers; they affect the calling thread only.
+    unsafe {
+        libc::setfsgid(caller.gid);
+        libc::setfsuid(caller.uid);
+    }
+    // Leaving uid 0 took the filesystem capabilities away (capabilities(7)): take them back.
+    if let Some(caps) = caps {
+        let _ = rustix::thread::set_capabilities(None, caps);
+    }
+    f()
 }
 
+/// Gives the thread this umask; it stays until the next call.
 fn set_umask(mask: u32) -> Result<()> {
-    if !OWN_UMASK.get() {
-        // The umask belongs to the process unless the thread leaves the shared fs_struct.
-        // SAFETY: unshare(2) of CLONE_FS gives this thread its own umask and working directory,
-        // nothing else; the working directory is not relied on by any worker.
-        if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
-            return Err(last_errno());
-        }
-        OWN_UMASK.set(true);
-        // SAFETY: umask(2) cannot fail.
-        unsafe { libc::umask(0) };
-        if mask == 0 {
-            return Ok(());
-        }
+    let current = OWN_UMASK.get();
+    if current == Some(mask) {
+        return Ok(());
+    }
+    // The umask belongs to the process unless the thread leaves the shared fs_struct.
+    // SAFETY: unshare(2) of CLONE_FS gives this thread its own umask and working directory, nothing
+    // else; the working directory is not relied on by any worker.
+    if current.is_none() && unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+        return Err(last_errno());
     }
     // SAFETY: umask(2) cannot fail.
     unsafe { libc::umask(mask & 0o777) };
+    OWN_UMASK.set(Some(mask));
     Ok(())
 }
 
@@ -126,4 +124,42 @@ fn last_errno() -> crate::error::Errno {
 /// Whether this process holds CAP_SYS_ADMIN in its user namespace.
 pub fn is_admin() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// Runs `f` without CAP_FSETID in the effective set of this thread.
+///
+/// What the kernel keeps of our credentials while `f` runs then clears set-ID bits on a write, as
+/// capabilities(7) says of a process without that capability.
+///
+/// # Errors
+/// Of capget(2) and capset(2), before `f` was called.
+pub fn without_fsetid<T>(f: impl FnOnce() -> T) -> Result<T> {
+    struct Effective(CapabilitySets);
+    impl Drop for Effective {
+        fn drop(&mut self) {
+            let _ = rustix::thread::set_capabilities(None, self.0);
+        }
+    }
+    let caps = rustix::thread::capabilities(None)?;
+    if !caps.effective.contains(CapabilitySet::FSETID) {
+        return Ok(f());
+    }
+    let effective = caps.effective.difference(CapabilitySet::FSETID);
+    rustix::thread::set_capabilities(None, CapabilitySets { effective, ..caps })?;
+    let _restore = Effective(caps);
+    Ok(f())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fsetid_is_dropped_and_comes_back() {
+        let effective = || rustix::thread::capabilities(None).unwrap().effective;
+        let before = effective();
+        let within = without_fsetid(effective).unwrap();
+        assert_eq!(within, before.difference(CapabilitySet::FSETID));
+        assert_eq!(effective(), before);
+    }
 }

@@ -51,6 +51,12 @@ impl Stat {
         self.kind() == FileType::Directory
     }
 
+    /// Whether a write by someone without CAP_FSETID clears mode bits (write(2); the set-group-ID bit
+    /// means something else without group execution, chmod(2)).
+    pub fn has_setid(&self) -> bool {
+        self.mode & 0o4000 != 0 || self.mode & 0o2010 == 0o2010
+    }
+
     /// Whether this is the whiteout of overlayfs.rst: a character device with number 0:0.
     pub fn is_whiteout_device(&self) -> bool {
         self.kind() == FileType::CharacterDevice && self.rdev == 0
@@ -138,12 +144,7 @@ pub fn create_regular(dir: impl AsFd, name: &OsStr, flags: OFlags, mode: u32) ->
 
 /// A nameless regular file in the filesystem of `dir` (O_TMPFILE), open for reading and writing.
 pub fn create_nameless(dir: impl AsFd, mode: u32) -> Result<OwnedFd> {
-    rustix::fs::openat(
-        dir,
-        ".",
-        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::from_raw_mode(mode),
-    )
+    rustix::fs::openat(dir, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(mode))
 }
 
 /// Gives the object behind a descriptor (O_TMPFILE or O_PATH) a name.
@@ -165,13 +166,7 @@ pub fn mkdir(dir: impl AsFd, name: &OsStr, mode: u32) -> Result<()> {
 
 /// `mknodat(2)`; `mode` with the type bits.
 pub fn mknod(dir: impl AsFd, name: &OsStr, mode: u32, rdev: u64) -> Result<()> {
-    rustix::fs::mknodat(
-        dir,
-        name,
-        FileType::from_raw_mode(mode),
-        Mode::from_raw_mode(mode & 0o7777),
-        rdev,
-    )
+    rustix::fs::mknodat(dir, name, FileType::from_raw_mode(mode), Mode::from_raw_mode(mode & 0o7777), rdev)
 }
 
 /// `symlinkat(2)`.
@@ -221,6 +216,17 @@ pub fn chmod_fd(fd: impl AsFd, mode: u32) -> Result<()> {
     rustix::fs::chmod(super::proc_path(fd.as_fd(), None), Mode::from_raw_mode(mode & 0o7777))
 }
 
+/// Clears the set-ID bits that a change of content clears; gives whether there were any.
+pub fn clear_setid(fd: impl AsFd) -> Result<bool> {
+    let st = stat_fd(&fd)?;
+    if st.kind() != FileType::RegularFile || !st.has_setid() {
+        return Ok(false);
+    }
+    let sgid = if st.mode & 0o010 != 0 { 0o2000 } else { 0 };
+    chmod_fd(fd, st.mode & !(0o4000 | sgid))?;
+    Ok(true)
+}
+
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetTime {
@@ -246,23 +252,7 @@ impl SetTime {
 pub fn utimes_fd(fd: impl AsFd, atime: SetTime, mtime: SetTime) -> Result<()> {
     let times = Timestamps { last_access: atime.raw(), last_modification: mtime.raw() };
     // An O_PATH descriptor of a symlink reached through /proc is not followed further (proc(5)).
-    rustix::fs::utimensat(
-        rustix::fs::CWD,
-        super::proc_path(fd.as_fd(), None),
-        &times,
-        AtFlags::empty(),
-    )
-}
-
-/// One entry of a directory as getdents64(2) gives it.
-#[derive(Debug, Clone)]
-pub struct RawEntry {
-    /// The name.
-    pub name: Box<OsStr>,
-    /// The inode number.
-    pub ino: u64,
-    /// The type; `Unknown` where the filesystem does not tell.
-    pub kind: FileType,
+    rustix::fs::utimensat(rustix::fs::CWD, super::proc_path(fd.as_fd(), None), &times, AtFlags::empty())
 }
 
 /// Lists a directory, without `.` and `..`. The descriptor's own offset is not used.

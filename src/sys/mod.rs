@@ -11,6 +11,9 @@ pub mod xattr;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+/// What the kernel keeps for I/O on a file without us; opaque here, made and read by the transport.
+pub type Backing = std::sync::Arc<dyn std::any::Any + Send + Sync>;
+
 /// The path of a descriptor below /proc/self/fd, or of an entry of the directory it refers to.
 /// Resolving it jumps to the object itself (proc(5)): no name on the way can be swapped.
 fn proc_path(fd: BorrowedFd<'_>, name: Option<&OsStr>) -> OsString {

@@ -34,9 +34,7 @@ pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
     let tree = rustix::mount::open_tree(
         dir.as_fd(),
         "",
-        OpenTreeFlags::AT_EMPTY_PATH
-            | OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )?;
     let attr = MountAttr {
         attr_set: ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME,

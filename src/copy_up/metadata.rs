@@ -1,0 +1,53 @@
+//! Owner, mode, times and extended attributes of a copy.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{FileType, XattrFlags};
+
+use crate::error::{Errno, Result};
+use crate::format::names;
+use crate::sys::file::{self, SetTime, Stat};
+use crate::sys::xattr::{self, Target};
+
+/// Gives the object behind `to` all metadata of the one behind `from`, whose attributes are `st`.
+/// Descriptors may be O_PATH.
+///
+/// The order matters: chown(2) clears set-ID bits and capabilities, so it comes before them; an ACL
+/// changes the mode's group bits, so the mode comes after it; times come last.
+///
+/// # Errors
+/// Of what cannot be kept: the copy must not be published then.
+pub fn copy(from: impl AsFd, to: impl AsFd, st: &Stat) -> Result<()> {
+    let now = file::stat_fd(&to)?;
+    if (now.uid, now.gid) != (st.uid, st.gid) {
+        file::chown_fd(&to, Some(st.uid), Some(st.gid))?;
+    }
+    xattrs(&from, &to)?;
+    if st.kind() != FileType::Symlink {
+        file::chmod_fd(&to, st.mode)?;
+    }
+    times(to, st)
+}
+
+/// Copies every attribute but the private ones, which say something of the place of an object.
+fn xattrs(from: impl AsFd, to: impl AsFd) -> Result<()> {
+    let (from, to) = (Target::Fd(from.as_fd()), Target::Fd(to.as_fd()));
+    for name in xattr::list(from)? {
+        if names::is_private(&name) {
+            continue;
+        }
+        match xattr::get(from, &name) {
+            Ok(value) => xattr::set(to, &name, &value, XattrFlags::empty())?,
+            // Removed since it was listed.
+            Err(Errno::NODATA) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Sets the access and modification times of `st`.
+pub fn times(to: impl AsFd, st: &Stat) -> Result<()> {
+    let time = |(s, n)| SetTime::At(s, n);
+    file::utimes_fd(to, time(st.atime), time(st.mtime))
+}

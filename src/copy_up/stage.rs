@@ -1,0 +1,190 @@
+//! The copy in the making.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
+
+use crate::copy_up::metadata;
+use crate::error::{Errno, Result};
+use crate::format::names::{Mark, Namespace};
+use crate::format::origin::Origin;
+use crate::layer::dir::LayerId;
+use crate::layer::stack::Stack;
+use crate::layer::upper::Writable;
+use crate::layer::work::WorkDir;
+use crate::sys::copy;
+use crate::sys::cred::Caller;
+use crate::sys::file::{self, Stat};
+use crate::sys::xattr::{self, Target};
+
+/// A complete copy without a place yet. Dropped unpublished, it is deleted.
+#[derive(Debug)]
+pub struct Staged<'a> {
+    work: &'a WorkDir,
+    /// The name in the staging directory; a file may be nameless.
+    temp: Option<OsString>,
+    /// Refers to the copy; O_PATH unless it is a regular file.
+    fd: OwnedFd,
+    /// Bytes of data that were copied.
+    copied: u64,
+}
+
+/// Makes a copy of the object behind `from` (O_PATH), whose attributes are `st`, for layer `to`.
+///
+/// `len`: how much of a regular file's data the copy needs, in bytes. `origin`: recorded in the copy.
+///
+/// # Errors
+/// ENOSPC and the like; EOPNOTSUPP or EPERM when metadata cannot be kept. Nothing is left then.
+pub fn stage<'a>(
+    stack: &'a Stack,
+    to: LayerId,
+    from: BorrowedFd<'_>,
+    st: &Stat,
+    len: u64,
+    origin: Option<&Origin>,
+) -> Result<Staged<'a>> {
+    let work = stack.work(to)?;
+    let staged = match st.kind() {
+        FileType::RegularFile => {
+            let mut staged = empty_file(work)?;
+            let source = file::reopen(from, OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK)
+                .or_else(|_| file::reopen(from, OFlags::RDONLY | OFlags::NONBLOCK))?;
+            staged.copied = copy::copy_data(&source, &staged.fd, len.min(st.size))?;
+            staged
+        }
+        _ => special(work, from, st)?,
+    };
+    staged.finish(from, st, origin)?;
+    staged.sync_data(stack, st)?;
+    Ok(staged)
+}
+
+fn empty_file(work: &WorkDir) -> Result<Staged<'_>> {
+    let staging = work.staging();
+    if work.abilities().nameless {
+        let fd = file::create_nameless(staging.fd()?, 0o600)?;
+        return Ok(Staged { work, temp: None, fd, copied: 0 });
+    }
+    let temp = work.temp_name();
+    let fd = staging.create(&temp, OFlags::RDWR, 0o600, &Caller::daemon())?;
+    Ok(Staged { work, temp: Some(temp), fd, copied: 0 })
+}
+
+fn special<'a>(work: &'a WorkDir, from: BorrowedFd<'_>, st: &Stat) -> Result<Staged<'a>> {
+    let staging = work.staging();
+    let temp = work.temp_name();
+    let daemon = Caller::daemon();
+    match st.kind() {
+        FileType::Directory => staging.mkdir(&temp, 0o700, &daemon)?,
+        FileType::Symlink => {
+            let target = file::readlink(from, OsStr::new(""))?;
+            staging.symlink(&temp, &target, &daemon)?;
+        }
+        kind => staging.mknod(&temp, kind.as_raw_mode() | 0o600, st.rdev, &daemon)?,
+    }
+    match file::open_path(staging.fd()?, &temp) {
+        Ok(fd) => Ok(Staged { work, temp: Some(temp), fd, copied: 0 }),
+        Err(e) => {
+            work.purge(&temp);
+            Err(e)
+        }
+    }
+}
+
+impl Staged<'_> {
+    fn finish(&self, from: BorrowedFd<'_>, st: &Stat, origin: Option<&Origin>) -> Result<()> {
+        metadata::copy(from, &self.fd, st)?;
+        let abilities = self.work.abilities();
+        // Symlinks and special files take no user.* attributes: their number is not kept then.
+        let markable = abilities.xattrs
+            && (abilities.namespace == Namespace::Trusted
+                || matches!(st.kind(), FileType::RegularFile | FileType::Directory));
+        if let Some(value) = origin.filter(|_| markable).and_then(Origin::encode) {
+            self.mark(Mark::Origin, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Data must be on the device before a name shows it: a crash would leave an empty file else.
+    fn sync_data(&self, stack: &Stack, st: &Stat) -> Result<()> {
+        if st.kind() == FileType::RegularFile && self.copied > 0 && !stack.volatile() {
+            rustix::fs::fsync(&self.fd)?;
+        }
+        Ok(())
+    }
+
+    /// Sets a private attribute of the copy.
+    pub fn mark(&self, mark: Mark, value: &[u8]) -> Result<()> {
+        let name = mark.name(self.work.abilities().namespace);
+        xattr::set(Target::Fd(self.fd.as_fd()), name, value, XattrFlags::empty())
+    }
+
+    /// Gives the copy one more name, as a hardlink.
+    pub fn link(&self, dir: &Writable, name: &OsStr) -> Result<()> {
+        dir.link(&self.fd, name)
+    }
+
+    /// Publishes the copy under a name that nothing has in `dir`, whose times stay as they are.
+    /// Gives the copy's attributes.
+    pub fn publish(mut self, dir: &Writable, name: &OsStr) -> Result<Stat> {
+        let before = file::stat_fd(dir.fd()?)?;
+        match self.temp.take() {
+            None => dir.link(&self.fd, name)?,
+            Some(temp) => {
+                if let Err(e) = self.work.staging().rename(&temp, dir, name, RenameFlags::NOREPLACE) {
+                    self.temp = Some(temp);
+                    return Err(e);
+                }
+            }
+        }
+        // Failing to restore them would undo nothing.
+        let _ = metadata::times(dir.fd()?, &before);
+        file::stat_fd(&self.fd)
+    }
+
+    /// Publishes the copy in place of whatever has the name.
+    pub fn replace(mut self, dir: &Writable, name: &OsStr) -> Result<Stat> {
+        let temp = match self.temp.take() {
+            Some(temp) => temp,
+            None => {
+                let temp = self.work.temp_name();
+                self.work.staging().link(&self.fd, &temp)?;
+                temp
+            }
+        };
+        if let Err(e) = self.work.staging().rename(&temp, dir, name, RenameFlags::empty()) {
+            self.temp = Some(temp);
+            return Err(e);
+        }
+        file::stat_fd(&self.fd)
+    }
+
+    /// Publishes the copy in exchange for whatever has the name, which is deleted.
+    pub fn swap(self, dir: &Writable, name: &OsStr) -> Result<()> {
+        let Some(temp) = &self.temp else { return Err(Errno::INVAL) };
+        // What was exchanged for the copy now has its name, and goes with this object.
+        self.work.staging().rename(temp, dir, name, RenameFlags::EXCHANGE)
+    }
+
+    /// The copy, for an object that has no name any more: the descriptor is all that refers to it.
+    pub fn keep_nameless(mut self) -> Result<OwnedFd> {
+        if let Some(temp) = self.temp.take() {
+            self.work.purge(&temp);
+        }
+        self.fd.try_clone().map_err(|_| Errno::MFILE)
+    }
+
+    /// Bytes of data that were copied, not shared.
+    pub fn copied(&self) -> u64 {
+        self.copied
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if let Some(temp) = self.temp.take() {
+            self.work.purge(&temp);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! getattr, setattr, readlink, statfs.
+
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags, StatVfs};
+
+use super::{Attr, Caller, SetAttr, SetTime, UnionFs};
+use crate::error::{Errno, Result};
+use crate::node::Node;
+use crate::sys::file;
+
+impl UnionFs {
+    /// Attributes of an inode; by an open file where one is given.
+    ///
+    /// # Errors
+    /// ESTALE for an unknown inode.
+    pub fn getattr(&self, ino: u64, fh: Option<u64>) -> Result<Attr> {
+        let node = self.node(ino)?;
+        let st = match fh.map(|fh| self.files.get(fh)) {
+            Some(Ok(open)) if open.node.ino == ino => node.in_union(file::stat_fd(&*open.fd(self.index())?)?),
+            _ => node.stat(self.index())?,
+        };
+        Ok(self.attr(&node, &st))
+    }
+
+    /// Sets attributes; gives all as they are then.
+    ///
+    /// # Errors
+    /// Those of chmod(2), chown(2), truncate(2) and utimensat(2), of copy-up, and EROFS.
+    pub fn setattr(&self, caller: &Caller, ino: u64, set: &SetAttr, fh: Option<u64>) -> Result<Attr> {
+        let node = self.node(ino)?;
+        self.up(&node, set.size)?;
+        if let Some(size) = set.size {
+            self.truncate(caller, &node, size, fh)?;
+        }
+        let fd = node.pin(self.index())?;
+        if set.uid.is_some() || set.gid.is_some() {
+            file::chown_fd(&*fd, set.uid, set.gid)?;
+        }
+        if let Some(mode) = set.mode {
+            file::chmod_fd(&*fd, mode)?;
+        }
+        if (set.atime, set.mtime) != (SetTime::Keep, SetTime::Keep) {
+            file::utimes_fd(&*fd, set.atime, set.mtime)?;
+        }
+        let st = node.in_union(file::stat_fd(&*fd)?);
+        Ok(self.attr(&node, &st))
+    }
+
+    fn truncate(&self, caller: &Caller, node: &Arc<Node>, size: u64, fh: Option<u64>) -> Result<()> {
+        if node.kind != FileType::RegularFile {
+            return Err(if node.is_dir() { Errno::ISDIR } else { Errno::INVAL });
+        }
+        let by_handle = fh.and_then(|fh| self.files.get(fh).ok()).filter(|open| open.writes());
+        let fd = match by_handle {
+            Some(open) => open.fd(self.index())?,
+            None => Arc::new(node.open(self.index(), OFlags::WRONLY, false)?.0),
+        };
+        rustix::fs::ftruncate(&*fd, size)?;
+        if !caller.keeps_setid() {
+            file::clear_setid(&*fd)?;
+        }
+        Ok(())
+    }
+
+    /// The target of a symlink.
+    ///
+    /// # Errors
+    /// EINVAL for anything else.
+    pub fn readlink(&self, ino: u64) -> Result<OsString> {
+        let node = self.node(ino)?;
+        if node.kind != FileType::Symlink {
+            return Err(Errno::INVAL);
+        }
+        file::readlink(&*node.pin(self.index())?, OsStr::new(""))
+    }
+
+    /// Numbers of the filesystem that takes writes: the upper's; of a read-only stack, the topmost
+    /// layer's.
+    ///
+    /// # Errors
+    /// Those of statfs(2).
+    pub fn statfs(&self) -> Result<StatVfs> {
+        let top = self.stack.roots().next().ok_or(Errno::IO)?;
+        file::statfs(top.fd()?)
+    }
+}

@@ -1,0 +1,151 @@
+//! mknod, mkdir, symlink, link: new names.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, RenameFlags};
+
+use super::{Attr, Caller, UnionFs};
+use crate::edit::create::{Slot, place, slot};
+use crate::error::{Errno, Result};
+use crate::layer::dir::Dir;
+use crate::layer::upper::Writable;
+use crate::merge::lookup::{DirFound, Found, Other};
+use crate::node::{Link, Node};
+use crate::sys::file::{self, Stat};
+
+impl UnionFs {
+    /// Makes a node of any type but a directory or symlink. `mode` with the type bits; the caller's
+    /// umask applies unless the parent has a default ACL. Counts one lookup.
+    ///
+    /// # Errors
+    /// Those of mknod(2); EPERM for a character device 0:0, which would be a whiteout.
+    pub fn mknod(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32, rdev: u64) -> Result<Attr> {
+        if FileType::from_raw_mode(mode) == FileType::CharacterDevice && rdev == 0 {
+            return Err(Errno::PERM);
+        }
+        let parent = self.node(parent)?;
+        let (node, st, ()) =
+            self.make(&parent, name, false, |dir, name| dir.mknod(name, mode, rdev, caller))?;
+        self.told(&node, &st)
+    }
+
+    /// Makes a directory. Counts one lookup.
+    ///
+    /// # Errors
+    /// Those of mkdir(2).
+    pub fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32) -> Result<Attr> {
+        let parent = self.node(parent)?;
+        let (node, st, ()) = self.make(&parent, name, true, |dir, name| dir.mkdir(name, mode, caller))?;
+        self.told(&node, &st)
+    }
+
+    /// Makes a symlink to `target`. Counts one lookup.
+    ///
+    /// # Errors
+    /// Those of symlink(2).
+    pub fn symlink(&self, caller: &Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Attr> {
+        let parent = self.node(parent)?;
+        let (node, st, ()) =
+            self.make(&parent, name, false, |dir, name| dir.symlink(name, target, caller))?;
+        self.told(&node, &st)
+    }
+
+    /// Gives the object `ino` one more name. Counts one lookup.
+    ///
+    /// # Errors
+    /// Those of link(2); EXDEV between the upper and the init layer.
+    pub fn link(&self, ino: u64, parent: u64, name: &OsStr) -> Result<Attr> {
+        let node = self.node(ino)?;
+        let parent = self.node(parent)?;
+        if node.is_dir() {
+            return Err(Errno::PERM);
+        }
+        self.up(&node, None)?;
+        loop {
+            let names = parent.names.write();
+            let slot = match self.free_slot(&parent, name)? {
+                Some(slot) => slot,
+                None => {
+                    drop(names);
+                    self.dir_up(&parent)?;
+                    continue;
+                }
+            };
+            if node.layer() != slot.layer {
+                return Err(Errno::XDEV);
+            }
+            let dir = self.writable(&parent, slot.layer)?;
+            let fd = node.pin(self.index())?;
+            if !self.is_init(slot.layer) && self.has_origin(&node) {
+                self.set_impure(&parent, &dir)?;
+            }
+            if slot.whiteout {
+                let work = self.stack.work(slot.layer)?;
+                let temp = work.temp_name();
+                work.staging().link(&*fd, &temp)?;
+                work.staging().rename(&temp, &dir, name, RenameFlags::empty()).inspect_err(|_| {
+                    work.purge(&temp);
+                })?;
+            } else {
+                dir.link(&*fd, name)?;
+            }
+            node.add_link(Link { parent: parent.clone(), name: name.into(), layer: slot.layer });
+            let st = node.in_union(file::stat_fd(&*fd)?);
+            return self.told(&node, &st);
+        }
+    }
+
+    /// Counts the lookup that a creation's answer stands for.
+    pub(super) fn told(&self, node: &Arc<Node>, st: &Stat) -> Result<Attr> {
+        self.table.count(node);
+        Ok(self.attr(node, st))
+    }
+
+    /// Where the new name goes; `None` when the parent must be copied up for it first. The parent's names
+    /// must be locked.
+    ///
+    /// # Errors
+    /// EEXIST when the name is there.
+    fn free_slot(&self, parent: &Node, name: &OsStr) -> Result<Option<Slot>> {
+        if !self.stack.is_writable() {
+            return Err(Errno::ROFS);
+        }
+        match self.resolve(parent, name)? {
+            Found::Nothing { whiteout } => {
+                let slot = slot(&self.stack, whiteout);
+                Ok(parent.part(slot.layer).map(|_| slot))
+            }
+            _ => Err(Errno::EXIST),
+        }
+    }
+
+    /// Makes a new object by `make`, and its node.
+    pub(super) fn make<T>(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        is_dir: bool,
+        mut make: impl FnMut(&Writable, &OsStr) -> Result<T>,
+    ) -> Result<(Arc<Node>, Stat, T)> {
+        loop {
+            let names = parent.names.write();
+            let Some(slot) = self.free_slot(parent, name)? else {
+                drop(names);
+                self.dir_up(parent)?;
+                continue;
+            };
+            let dir = self.writable(parent, slot.layer)?;
+            let made = place(&self.stack, &dir, slot, name, is_dir, &mut make)?;
+            let stat = file::stat_at(dir.fd()?, name)?;
+            let found = if is_dir {
+                let parts = vec![Dir::below(dir.dir(), name, &stat)];
+                Found::Dir(DirFound { parts, stat, impure: false, redirect: None })
+            } else {
+                Found::Other(Other { dir: dir.dir().clone(), stat })
+            };
+            let (node, st) = self.admit(parent, name, found)?;
+            return Ok((node, st, made));
+        }
+    }
+}

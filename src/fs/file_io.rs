@@ -1,0 +1,107 @@
+//! read, write, fsync, fallocate, lseek, copy_file_range on open files.
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+
+use super::{Caller, UnionFs};
+use crate::error::{Errno, Result};
+use crate::sys::copy::{read_full_at, write_some_at};
+use crate::sys::file;
+
+impl UnionFs {
+    /// Fills the buffer as far as the file goes; gives the bytes read.
+    ///
+    /// # Errors
+    /// Those of pread(2).
+    pub fn read(&self, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let open = self.files.get(fh)?;
+        read_full_at(&*open.fd(self.index())?, buf, offset)
+    }
+
+    /// Writes; gives the bytes written and whether the mode changed.
+    ///
+    /// `kill_setid`: the writer lacks CAP_FSETID, so set-ID bits go (FUSE_WRITE_KILL_SUIDGID). When the
+    /// mode changed, the kernel's copy of it must be dropped.
+    ///
+    /// # Errors
+    /// Those of pwrite(2), when nothing was written.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8], kill_setid: bool) -> Result<(usize, bool)> {
+        let open = self.files.get(fh)?;
+        if !open.writes() {
+            return Err(Errno::BADF);
+        }
+        let fd = open.fd(self.index())?;
+        let written = write_some_at(&*fd, data, offset)?;
+        let changed = kill_setid && file::clear_setid(&*fd)?;
+        Ok((written, changed))
+    }
+
+    /// Brings the file to its device; only what is needed to read its data back when `datasync`.
+    ///
+    /// # Errors
+    /// Those of fsync(2).
+    pub fn fsync(&self, fh: u64, datasync: bool) -> Result<()> {
+        let open = self.files.get(fh)?;
+        if self.stack.volatile() || !self.stack.in_place(open.node.layer()) {
+            return Ok(());
+        }
+        let fd = open.fd(self.index())?;
+        if datasync { rustix::fs::fdatasync(&*fd) } else { rustix::fs::fsync(&*fd) }
+    }
+
+    /// Reserves, punches or collapses a range; `mode` as in fallocate(2).
+    ///
+    /// # Errors
+    /// Those of fallocate(2).
+    pub fn fallocate(&self, caller: &Caller, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
+        let open = self.files.get(fh)?;
+        if !open.writes() {
+            return Err(Errno::BADF);
+        }
+        let fd = open.fd(self.index())?;
+        let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
+        rustix::fs::fallocate(&*fd, mode, offset, len)?;
+        if !caller.keeps_setid() {
+            file::clear_setid(&*fd)?;
+        }
+        Ok(())
+    }
+
+    /// Finds data or a hole; `whence` SEEK_DATA or SEEK_HOLE of lseek(2).
+    ///
+    /// # Errors
+    /// ENXIO past the end; EINVAL for other `whence`.
+    pub fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Result<i64> {
+        let open = self.files.get(fh)?;
+        let at = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+        let from = match whence {
+            libc::SEEK_DATA => SeekFrom::Data(at),
+            libc::SEEK_HOLE => SeekFrom::Hole(at),
+            _ => return Err(Errno::INVAL),
+        };
+        let found = rustix::fs::seek(&*open.fd(self.index())?, from)?;
+        i64::try_from(found).map_err(|_| Errno::OVERFLOW)
+    }
+
+    /// Copies between two open files within the kernel; gives the bytes copied.
+    ///
+    /// # Errors
+    /// Those of copy_file_range(2); EXDEV and EOPNOTSUPP let the kernel copy by reads and writes.
+    pub fn copy_file_range(
+        &self,
+        from: u64,
+        from_offset: u64,
+        to: u64,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<usize> {
+        let (from, to) = (self.files.get(from)?, self.files.get(to)?);
+        if !to.writes() {
+            return Err(Errno::BADF);
+        }
+        let (source, target) = (from.fd(self.index())?, to.fd(self.index())?);
+        let (mut from_offset, mut to_offset) = (from_offset, to_offset);
+        // The answer has 32 bits.
+        let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
+        rustix::fs::copy_file_range(&*source, Some(&mut from_offset), &*target, Some(&mut to_offset), len)
+    }
+}

@@ -1,0 +1,98 @@
+//! open, create, release.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags};
+
+use super::{Attr, Caller, MakeBacking, Opened, UnionFs};
+use crate::error::{Errno, Result};
+use crate::layer::dir::LayerId;
+use crate::node::Node;
+use crate::node::files::OpenFile;
+use crate::sys::file::{self, Stat};
+
+/// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
+/// pages by a handle for writing.
+fn real_flags(flags: OFlags) -> OFlags {
+    let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
+    let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
+    access | (flags & (OFlags::SYNC | OFlags::DSYNC))
+}
+
+impl UnionFs {
+    /// Opens a regular file. `flags` as in open(2): access mode, O_TRUNC, O_SYNC and the like.
+    ///
+    /// # Errors
+    /// Those of open(2) and of copy-up.
+    pub fn open_file(&self, caller: &Caller, ino: u64, flags: i32, make: MakeBacking<'_>) -> Result<Opened> {
+        let node = self.node(ino)?;
+        let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+        if node.kind != FileType::RegularFile {
+            return Err(if node.is_dir() { Errno::ISDIR } else { Errno::NXIO });
+        }
+        let truncate = flags.contains(OFlags::TRUNC);
+        let real = real_flags(flags);
+        if real.contains(OFlags::RDWR) {
+            self.up(&node, truncate.then_some(0))?;
+        }
+        // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
+        let layer = node.layer();
+        let (fd, st) = node.open(self.index(), real, !self.stack.in_place(layer))?;
+        if truncate && st.size > 0 {
+            rustix::fs::ftruncate(&fd, 0)?;
+        }
+        if truncate && !caller.keeps_setid() {
+            file::clear_setid(&fd)?;
+        }
+        Ok(self.opened(&node, real, layer, fd, &st, make))
+    }
+
+    /// Makes a regular file and opens it. `mode`: permission bits. Counts one lookup.
+    ///
+    /// # Errors
+    /// Those of open(2); EEXIST when the name is there.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+        make: MakeBacking<'_>,
+    ) -> Result<(Attr, Opened)> {
+        let parent = self.node(parent)?;
+        let real = real_flags(OFlags::from_bits_retain(flags.cast_unsigned()));
+        let (node, st, fd) =
+            self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
+        let layer = node.layer();
+        let opened = self.opened(&node, real, layer, fd, &st, make);
+        Ok((self.told(&node, &st)?, opened))
+    }
+
+    fn opened(
+        &self,
+        node: &Arc<Node>,
+        flags: OFlags,
+        layer: LayerId,
+        fd: OwnedFd,
+        st: &Stat,
+        make: MakeBacking<'_>,
+    ) -> Opened {
+        // Writes to a file with set-ID bits are ours to see: they clear the bits.
+        let allowed = self.stack.in_place(layer) && !st.has_setid();
+        let writes = flags.contains(OFlags::RDWR);
+        let (backing, keep_cache) = node.io().open(allowed, writes, || make(fd.as_fd()));
+        let open = OpenFile::new(node.clone(), flags, layer, fd, backing.is_some());
+        Opened { fh: self.files.add(open), backing, keep_cache }
+    }
+
+    /// Lets go of an open file.
+    pub fn release(&self, fh: u64) {
+        if let Some(open) = self.files.remove(fh) {
+            let backing = open.node.io().close(open.passed);
+            drop(backing);
+        }
+    }
+}

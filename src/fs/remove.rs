@@ -1,0 +1,176 @@
+//! unlink, rmdir.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::UnionFs;
+use crate::edit::remove::remove;
+use crate::error::{Errno, Result};
+use crate::layer::dir::LayerId;
+use crate::layer::stack::UPPER;
+use crate::merge::index::{self, Indexed};
+use crate::merge::listing;
+use crate::merge::lookup::{Found, hidden_below};
+use crate::node::Node;
+use crate::sys::file;
+
+impl UnionFs {
+    /// Removes a name of anything but a directory.
+    ///
+    /// # Errors
+    /// Those of unlink(2).
+    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+        let parent = self.node(parent)?;
+        loop {
+            let names = parent.names.write();
+            let found = self.resolve(&parent, name)?;
+            if matches!(found, Found::Dir(_)) {
+                return Err(Errno::ISDIR);
+            }
+            let holder = found.layer().filter(|_| found.is_some()).ok_or(Errno::NOENT)?;
+            let (node, _) = self.admit(&parent, name, found)?;
+            if let Some(first) = self.before_losing(&parent, &node, holder)? {
+                drop(names);
+                first(self)?;
+                continue;
+            }
+            let pinned = self.keep_object(&node, &parent, name)?;
+            self.take_name(&parent, name, holder, false)?;
+            return self.lost(&node, &parent, name, holder, pinned);
+        }
+    }
+
+    /// Removes a directory that is empty in the union.
+    ///
+    /// # Errors
+    /// Those of rmdir(2).
+    pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
+        let parent = self.node(parent)?;
+        loop {
+            let names = parent.names.write();
+            let found = self.resolve(&parent, name)?;
+            let holder = match &found {
+                Found::Nothing { .. } => return Err(Errno::NOENT),
+                Found::Other(_) => return Err(Errno::NOTDIR),
+                Found::Dir(_) => found.layer().ok_or(Errno::NOENT)?,
+            };
+            let (node, _) = self.admit(&parent, name, found)?;
+            // Whoever holds it may wait for the parent: see the order of locks in crate::node.
+            let Some(own_names) = node.names.try_write() else {
+                drop(names);
+                std::thread::yield_now();
+                continue;
+            };
+            if !listing::is_empty(&self.stack, &node.parts()?)? {
+                return Err(Errno::NOTEMPTY);
+            }
+            if let Some(first) = self.before_losing(&parent, &node, holder)? {
+                drop((own_names, names));
+                first(self)?;
+                continue;
+            }
+            let pinned = node.pin(None)?;
+            self.take_name(&parent, name, holder, true)?;
+            node.update(|s| s.pinned = Some(pinned));
+            node.remove_link(&parent, name);
+            return Ok(());
+        }
+    }
+
+    /// What must happen before `node` can lose its name in `parent` whose entry is in layer `holder`,
+    /// without locks on names; `None` when nothing must.
+    #[allow(clippy::type_complexity)]
+    pub(super) fn before_losing(
+        &self,
+        parent: &Arc<Node>,
+        node: &Arc<Node>,
+        holder: LayerId,
+    ) -> Result<Option<Box<dyn FnOnce(&Self) -> Result<()>>>> {
+        if !self.stack.is_writable() {
+            return Err(Errno::ROFS);
+        }
+        if self.stack.in_place(holder) {
+            return Ok(None);
+        }
+        if parent.part(UPPER).is_none() {
+            let parent = parent.clone();
+            return Ok(Some(Box::new(move |fs| fs.dir_up(&parent).map(drop))));
+        }
+        // The copy counts the names that are left.
+        if !node.is_dir() && !self.stack.in_place(node.layer()) && self.wants_index(&node.stat(None)?) {
+            let node = node.clone();
+            return Ok(Some(Box::new(move |fs| fs.up(&node, None))));
+        }
+        Ok(None)
+    }
+
+    /// Keeps hold of an object that the kernel may still use and that is about to lose the name: `None`
+    /// when it can be reached otherwise.
+    pub(super) fn keep_object(
+        &self,
+        node: &Node,
+        parent: &Node,
+        name: &OsStr,
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        let layer = node.layer();
+        let other_name = node
+            .with(|s| s.indexed.is_some() || s.links.iter().any(|l| l.layer == layer && !l.is(parent, name)));
+        if other_name || !self.table.is_held(node.ino) { Ok(None) } else { node.pin(self.index()).map(Some) }
+    }
+
+    /// Removes the entry `name`, held by layer `holder`, from the tree.
+    fn take_name(&self, parent: &Node, name: &OsStr, holder: LayerId, is_dir: bool) -> Result<()> {
+        if !self.stack.in_place(holder) {
+            let dir = self.writable(parent, UPPER)?;
+            return self.stack.work(UPPER)?.new_whiteout(&dir, name);
+        }
+        let dir = self.writable(parent, holder)?;
+        // A name of the init layer stays the container's own: its whiteout says so.
+        let whiteout = self.is_init(holder) || hidden_below(&self.stack, &parent.parts()?, holder, name)?;
+        remove(&self.stack, &dir, name, is_dir, whiteout)
+    }
+
+    /// Records that `node` lost its name, whose entry was in layer `holder`.
+    pub(super) fn lost(
+        &self,
+        node: &Arc<Node>,
+        parent: &Node,
+        name: &OsStr,
+        holder: LayerId,
+        pinned: Option<Arc<OwnedFd>>,
+    ) -> Result<()> {
+        node.remove_link(parent, name);
+        if node.is_dir() {
+            node.update(|s| s.pinned = pinned);
+            return Ok(());
+        }
+        let Some(indexed) = node.with(|s| s.indexed.clone()) else {
+            let lower = !self.stack.in_place(node.layer());
+            node.update(|s| {
+                if pinned.is_some() {
+                    s.pinned = pinned;
+                }
+                s.hidden = lower && s.links.is_empty();
+            });
+            return Ok(());
+        };
+        // A real name is gone together with the union's, or only the union's.
+        let diff = if self.stack.in_place(holder) { indexed.diff } else { indexed.diff - 1 };
+        let fd = node.pin(self.index())?;
+        let left = i64::from(file::stat_fd(&*fd)?.nlink) + diff;
+        if left > 0 {
+            if diff != indexed.diff {
+                index::store_diff(&self.stack, &indexed.name, diff)?;
+            }
+            node.update(|s| s.indexed = Some(Indexed { diff, ..indexed }));
+            return Ok(());
+        }
+        node.update(|s| {
+            s.pinned = Some(fd);
+            s.indexed = None;
+            s.hidden = true;
+        });
+        index::remove(&self.stack, &indexed.name)
+    }
+}

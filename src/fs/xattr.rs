@@ -1,0 +1,110 @@
+//! Extended attributes. Private ones are never shown; those of the same names that a program in the
+//! mount sets are stored escaped.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::XattrFlags;
+
+use super::{Caller, UnionFs};
+use crate::error::{Errno, Result};
+use crate::format::names;
+use crate::sys::file;
+use crate::sys::xattr::{self, Target};
+
+const ACCESS_ACL: &str = "system.posix_acl_access";
+
+/// The name in the layer of an attribute of the mount.
+///
+/// # Errors
+/// EOPNOTSUPP for a private one that has no escaped form.
+fn stored(name: &OsStr) -> Result<std::ffi::OsString> {
+    let stored = names::to_layer(name);
+    if names::is_private(&stored) { Err(Errno::OPNOTSUPP) } else { Ok(stored) }
+}
+
+impl UnionFs {
+    /// The value of an attribute.
+    ///
+    /// # Errors
+    /// ENODATA when there is none; those of getxattr(2).
+    pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
+        let node = self.node(ino)?;
+        let name = stored(name).map_err(|_| Errno::NODATA)?;
+        let fd = node.pin(self.index())?;
+        xattr::get(Target::Fd(fd.as_fd()), &name)
+    }
+
+    /// The names of all attributes, each ended by a NUL. `trusted.` ones are for the privileged only
+    /// (xattr(7)).
+    ///
+    /// # Errors
+    /// Those of listxattr(2).
+    pub fn listxattr(&self, caller: &Caller, ino: u64) -> Result<Vec<u8>> {
+        let node = self.node(ino)?;
+        let fd = node.pin(self.index())?;
+        let mut out = Vec::new();
+        for name in xattr::list(Target::Fd(fd.as_fd()))? {
+            if names::is_private(&name) || (caller.uid != 0 && name.as_bytes().starts_with(b"trusted.")) {
+                continue;
+            }
+            let shown = names::from_layer(&name).unwrap_or(name);
+            out.extend_from_slice(shown.as_bytes());
+            out.push(0);
+        }
+        Ok(out)
+    }
+
+    /// Sets an attribute; `flags` as in setxattr(2).
+    ///
+    /// # Errors
+    /// Those of setxattr(2) and of copy-up.
+    pub fn setxattr(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        let node = self.node(ino)?;
+        let name = stored(name)?;
+        if !flags.is_empty() {
+            // Not worth a copy-up when it will fail.
+            let fd = node.pin(self.index())?;
+            match xattr::get(Target::Fd(fd.as_fd()), &name) {
+                Err(Errno::NODATA) if flags.contains(XattrFlags::REPLACE) => return Err(Errno::NODATA),
+                Ok(_) if flags.contains(XattrFlags::CREATE) => return Err(Errno::EXIST),
+                _ => {}
+            }
+        }
+        self.up(&node, None)?;
+        let fd = node.pin(self.index())?;
+        xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
+        if name == ACCESS_ACL {
+            // acl_set in the kernel: the set-group-ID bit is for members of the group.
+            let st = file::stat_fd(&*fd)?;
+            if st.mode & 0o2000 != 0 && !caller.keeps_setid() && !caller.in_group(st.gid) {
+                file::chmod_fd(&*fd, st.mode & !0o2000)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an attribute.
+    ///
+    /// # Errors
+    /// Those of removexattr(2) and of copy-up.
+    pub fn removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
+        let node = self.node(ino)?;
+        let name = stored(name).map_err(|_| Errno::NODATA)?;
+        if !self.stack.in_place(node.layer()) {
+            let fd = node.pin(self.index())?;
+            xattr::get(Target::Fd(fd.as_fd()), &name)?;
+        }
+        self.up(&node, None)?;
+        let fd = node.pin(self.index())?;
+        xattr::remove(Target::Fd(fd.as_fd()), &name)
+    }
+}

@@ -1,0 +1,77 @@
+//! Hardlinks across copy-up. A lower file with several names is copied up once; its copy has a name in
+//! the index directory made from the origin's file handle (overlayfs.rst, "Index feature"), by which
+//! the names that are still lower find it.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+
+use crate::error::{Errno, Result};
+use crate::format::names::Mark;
+use crate::format::nlink::{Base, NlinkDiff};
+use crate::format::origin::Origin;
+use crate::layer::dir::Dir;
+use crate::layer::stack::{Stack, UPPER};
+use crate::sys::file::{self, Stat};
+use crate::sys::handle;
+use crate::sys::xattr::{self, Target};
+
+/// A copied-up hardlink.
+#[derive(Debug, Clone)]
+pub struct Indexed {
+    /// Its name in the index directory.
+    pub name: Box<OsStr>,
+    /// Number of names in the union minus number of names of the upper inode (the index entry is one).
+    pub diff: i64,
+}
+
+/// The origin of a lower object; `None` where its filesystem has no file handles.
+pub fn origin_of(stack: &Stack, dir: &Dir, name: &OsStr) -> Result<Option<Origin>> {
+    match handle::of(dir.fd()?, name) {
+        Ok(handle) => Ok(Some(Origin { uuid: stack.identity().uuid(dir.id().0), handle })),
+        Err(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::NOSYS | Errno::PERM) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The copy of the lower file with this origin, if it was copied up: its index entry and state.
+pub fn find(stack: &Stack, origin: &Origin) -> Result<Option<(Indexed, Stat)>> {
+    let (Ok(work), Some(name)) = (stack.work(UPPER), origin.index_name()) else { return Ok(None) };
+    let index = work.index().fd()?;
+    match file::stat_at(&index, &name) {
+        // Index entries that are whiteouts or directories serve NFS export, which is not for us.
+        Ok(st) if !st.is_dir() && !st.is_whiteout_device() => {
+            Ok(Some((Indexed { diff: diff(stack, &name)?, name: name.into() }, st)))
+        }
+        Ok(_) | Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
+    let work = stack.work(UPPER)?;
+    let index = work.index().fd()?;
+    let attr = Mark::Nlink.name(work.abilities().namespace);
+    let value = xattr::get_opt(Target::At(index.as_fd(), name), attr)?;
+    Ok(match value.as_deref().and_then(NlinkDiff::decode) {
+        Some(NlinkDiff { base: Base::Upper, diff }) => diff,
+        // Counted from the lower inode, which is not at hand: all names but the index entry.
+        Some(NlinkDiff { base: Base::Lower, .. }) | None => -1,
+    })
+}
+
+/// Records how far the number of names in the union is from the upper inode's.
+pub fn store_diff(stack: &Stack, name: &OsStr, diff: i64) -> Result<()> {
+    let work = stack.work(UPPER)?;
+    let value = NlinkDiff { base: Base::Upper, diff }.encode();
+    work.index().set_mark(name, Mark::Nlink, work.abilities().namespace, &value)
+}
+
+/// Drops the index entry of a file whose last name is gone.
+pub fn remove(stack: &Stack, name: &OsStr) -> Result<()> {
+    stack.work(UPPER)?.index().unlink(name)
+}
+
+/// Whether lower hardlinks can be kept together: index entries need file handles and xattrs.
+pub fn usable(stack: &Stack) -> bool {
+    stack.work(UPPER).is_ok_and(|w| w.abilities().xattrs)
+}

@@ -1,0 +1,86 @@
+//! What a merged directory lists.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use rustix::fs::FileType;
+
+use crate::error::{Errno, Result};
+use crate::layer::dir::{Dir, LayerId};
+use crate::layer::stack::{Role, Stack};
+use crate::merge::lookup::is_whiteout;
+use crate::sys::file;
+
+/// An entry of a listing.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The name.
+    pub name: Box<OsStr>,
+    /// The number in the union; `None` when only a lookup tells it.
+    pub ino: Option<u64>,
+    /// The type.
+    pub kind: FileType,
+    /// The layer that the entry comes from.
+    pub layer: LayerId,
+}
+
+/// Lists the directory made of `parts`, topmost first, without `.` and `..`.
+///
+/// `impure`: entries of the topmost part may carry an origin.
+///
+/// # Errors
+/// Those of reading the layers.
+pub fn list(stack: &Stack, parts: &[Arc<Dir>], impure: bool) -> Result<Vec<Entry>> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut seen: HashSet<Box<OsStr>> = HashSet::new();
+    for (i, dir) in parts.iter().enumerate() {
+        let last = i + 1 == parts.len();
+        let upper = stack.role(dir.layer()) == Role::Upper;
+        let dev = dir.id().0;
+        let fd = dir.fd()?;
+        file::list(&fd, |name, ino, kind| {
+            if i > 0 && seen.contains(name) {
+                return Ok(());
+            }
+            let Some(kind) = visible(dir, name, kind)? else {
+                seen.insert(name.into());
+                return Ok(());
+            };
+            if !last {
+                seen.insert(name.into());
+            }
+            // The number of an upper directory is that of a part below, if there is one; that of an
+            // upper file is its origin's.
+            let indirect = upper && if kind == FileType::Directory { !last } else { impure };
+            let ino = (!indirect).then(|| stack.identity().compose(dev, ino));
+            entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
+            Ok(())
+        })?;
+    }
+    Ok(entries)
+}
+
+/// The type of an entry; `None` for a whiteout and for what vanished meanwhile.
+fn visible(dir: &Dir, name: &OsStr, kind: FileType) -> Result<Option<FileType>> {
+    let suspicious = match kind {
+        FileType::CharacterDevice | FileType::Unknown => true,
+        FileType::RegularFile => dir.xattr_whiteouts()?,
+        _ => false,
+    };
+    if !suspicious {
+        return Ok(Some(kind));
+    }
+    match file::stat_at(dir.fd()?, name) {
+        Ok(st) if is_whiteout(dir, name, &st)? => Ok(None),
+        Ok(st) => Ok(Some(st.kind())),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether the directory made of `parts` has no entry.
+pub fn is_empty(stack: &Stack, parts: &[Arc<Dir>]) -> Result<bool> {
+    // A purely upper directory is decided by its own entries, all of which count.
+    list(stack, parts, false).map(|entries| entries.is_empty())
+}

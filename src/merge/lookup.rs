@@ -1,0 +1,182 @@
+//! What a name stands for in a merged directory.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use rustix::fs::FileType;
+
+use crate::error::{Errno, Result};
+use crate::format::redirect::Redirect;
+use crate::layer::dir::{Dir, LayerId};
+use crate::layer::marks;
+use crate::layer::stack::{Stack, UPPER};
+use crate::sys::file::{self, Stat};
+
+/// How many absolute redirects one lookup follows: more than any stack made by renames has, few
+/// enough that crafted layers cannot keep a worker busy.
+const MAX_REDIRECTS: u32 = 128;
+
+/// What a name stands for.
+#[derive(Debug)]
+pub enum Found {
+    /// No object; `whiteout` tells the layer of the whiteout that says so, if one does.
+    Nothing {
+        /// The layer that holds a whiteout of the name.
+        whiteout: Option<LayerId>,
+    },
+    /// A directory.
+    Dir(DirFound),
+    /// Any other object.
+    Other(Other),
+}
+
+/// A directory with its parts in the layers.
+#[derive(Debug)]
+pub struct DirFound {
+    /// Its parts, topmost first; at least one.
+    pub parts: Vec<Arc<Dir>>,
+    /// The topmost part.
+    pub stat: Stat,
+    /// The topmost part has entries with an origin.
+    pub impure: bool,
+    /// Where the topmost part says that lower layers keep the rest.
+    pub redirect: Option<Redirect>,
+}
+
+/// Anything but a directory.
+#[derive(Debug)]
+pub struct Other {
+    /// The directory that holds the name.
+    pub dir: Arc<Dir>,
+    /// The object.
+    pub stat: Stat,
+}
+
+impl Found {
+    /// The layer of the topmost entry of the name, a whiteout too.
+    pub fn layer(&self) -> Option<LayerId> {
+        match self {
+            Self::Nothing { whiteout } => *whiteout,
+            Self::Dir(d) => d.parts.first().map(|p| p.layer()),
+            Self::Other(o) => Some(o.dir.layer()),
+        }
+    }
+
+    /// Whether the name stands for an object.
+    pub fn is_some(&self) -> bool {
+        !matches!(self, Self::Nothing { .. })
+    }
+}
+
+/// Whether the entry `name` with `stat` in `dir` is a whiteout.
+pub fn is_whiteout(dir: &Dir, name: &OsStr, stat: &Stat) -> Result<bool> {
+    match stat.kind() {
+        FileType::CharacterDevice => Ok(stat.rdev == 0),
+        FileType::RegularFile if stat.size == 0 && dir.xattr_whiteouts()? => {
+            marks::is_xattr_whiteout(dir.fd()?, name)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Looks `name` up in a merged directory made of `parts`, topmost first.
+///
+/// # Errors
+/// Those of the layers (EIO, ENAMETOOLONG...); EIO for a malformed redirect, ELOOP for too many.
+pub fn lookup(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr) -> Result<Found> {
+    lookup_bounded(stack, parts, name, &mut MAX_REDIRECTS.clone())
+}
+
+fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut u32) -> Result<Found> {
+    let mut found: Option<DirFound> = None;
+    // A redirect changes the name, or name and directories, for the layers below it.
+    let mut name = std::borrow::Cow::Borrowed(name);
+    let mut elsewhere: Vec<Arc<Dir>>;
+    let mut parts = parts;
+    let mut at = 0;
+    while let Some(dir) = parts.get(at) {
+        at += 1;
+        let st = match file::stat_at(dir.fd()?, &name) {
+            Ok(st) => st,
+            Err(Errno::NOENT) => continue,
+            Err(e) => return Err(e),
+        };
+        if !st.is_dir() {
+            if found.is_some() {
+                // A lower file below a directory, or a whiteout: the directory ends here.
+                break;
+            }
+            if is_whiteout(dir, &name, &st)? {
+                return Ok(Found::Nothing { whiteout: Some(dir.layer()) });
+            }
+            return Ok(Found::Other(Other { dir: dir.clone(), stat: st }));
+        }
+        let part = Dir::below(dir, &name, &st);
+        let layer = dir.layer();
+        // The last layer's marks say nothing.
+        let marks = if stack.is_bottom(layer) { marks::Marks::default() } else { marks::read(part.fd()?)? };
+        match &mut found {
+            None => {
+                found = Some(DirFound {
+                    parts: vec![part],
+                    stat: st,
+                    impure: marks.impure,
+                    redirect: marks.redirect.clone(),
+                });
+            }
+            Some(found) => found.parts.push(part),
+        }
+        if marks.opaque {
+            break;
+        }
+        match marks.redirect {
+            None => {}
+            Some(Redirect::Sibling(other)) => name = other.into(),
+            Some(Redirect::Absolute(path)) => {
+                *budget = budget.checked_sub(1).ok_or(Errno::LOOP)?;
+                let Some((last, ancestors)) = path.split_last() else { return Err(Errno::IO) };
+                elsewhere = stack.roots().filter(|r| r.layer() > layer).cloned().collect();
+                for ancestor in ancestors {
+                    elsewhere = match lookup_bounded(stack, &elsewhere, ancestor, budget)? {
+                        Found::Dir(dir) => dir.parts,
+                        _ => Vec::new(),
+                    };
+                }
+                name = last.clone().into();
+                parts = &elsewhere;
+                at = 0;
+            }
+        }
+    }
+    Ok(match found {
+        Some(dir) => Found::Dir(dir),
+        None => Found::Nothing { whiteout: None },
+    })
+}
+
+/// Whether layers below `layer` show anything under `name` of the directory made of `parts`: what a
+/// removal in `layer` would uncover.
+pub fn hidden_below(stack: &Stack, parts: &[Arc<Dir>], layer: LayerId, name: &OsStr) -> Result<bool> {
+    let from = parts.iter().position(|p| p.layer() > layer).unwrap_or(parts.len());
+    Ok(lookup(stack, &parts[from..], name)?.is_some())
+}
+
+/// The root directory's parts: those of all layers, down to the first that is opaque.
+pub fn root(stack: &Stack) -> Result<DirFound> {
+    let mut found: Option<DirFound> = None;
+    for root in stack.roots() {
+        let marks = marks::read(root.fd()?)?;
+        match &mut found {
+            None => {
+                let stat = file::stat_fd(root.fd()?)?;
+                let impure = marks.impure && root.layer() == UPPER;
+                found = Some(DirFound { parts: vec![root.clone()], stat, impure, redirect: None });
+            }
+            Some(found) => found.parts.push(root.clone()),
+        }
+        if marks.opaque {
+            break;
+        }
+    }
+    found.ok_or(Errno::NOENT)
+}

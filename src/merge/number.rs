@@ -1,0 +1,31 @@
+//! Inode numbers: an object keeps the number of what it was copied up from.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+
+use crate::error::Result;
+use crate::format::names::{Mark, Namespace};
+use crate::format::origin::Origin;
+use crate::layer::marks;
+use crate::layer::stack::{Role, Stack};
+use crate::merge::lookup::{DirFound, Other};
+
+/// The number of a directory: that of its topmost part below the upper, since the part in the upper
+/// comes and goes; a purely upper one has its own.
+pub fn of_dir(stack: &Stack, dir: &DirFound) -> u64 {
+    let lasting = dir.parts.iter().find(|p| stack.role(p.layer()) != Role::Upper);
+    let (dev, ino) = lasting.or(dir.parts.first()).map_or((0, 0), |p| p.id());
+    stack.identity().compose(dev, ino)
+}
+
+/// The origin recorded for the entry `name` of an upper directory.
+pub fn origin(stack: &Stack, dir: impl AsFd, name: &OsStr) -> Result<Option<Origin>> {
+    let own = stack.work(crate::layer::stack::UPPER).map_or(Namespace::Trusted, |w| w.abilities().namespace);
+    let value = marks::of_entry(dir, name, Mark::Origin, own)?;
+    Ok(value.and_then(|v| Origin::decode(&v)))
+}
+
+/// The object's own number.
+pub fn own(stack: &Stack, other: &Other) -> u64 {
+    stack.identity().compose(other.stat.dev, other.stat.ino)
+}

@@ -1,0 +1,105 @@
+//! How the kernel does I/O on an open file: through its page cache for the mount with requests to us,
+//! or by itself on the real file (passthrough).
+//!
+//! The kernel demands one way per inode at a time, and one real file (fs/fuse/iomode.c). A lower file
+//! is cached, so that a copy-up can be taken up by descriptors that are open already; a file in the
+//! upper is passed through, unless cached handles are still open on it.
+
+use crate::sys::Backing;
+
+/// The I/O state of one file.
+#[derive(Default)]
+pub struct Io {
+    /// Open handles with cached I/O.
+    cached: u32,
+    /// Open handles with passthrough.
+    passed: u32,
+    backing: Option<Backing>,
+    /// The kernel wrote by itself: pages cached before may be old.
+    written: bool,
+}
+
+impl std::fmt::Debug for Io {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Io")
+            .field("cached", &self.cached)
+            .field("passed", &self.passed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Io {
+    /// Whether passthrough handles are open.
+    pub fn is_passed(&self) -> bool {
+        self.passed > 0
+    }
+
+    /// Takes in one more handle. `allowed`: whether it may be passed through, as far as the file is
+    /// concerned; `make` registers the file with the kernel.
+    ///
+    /// Gives what to pass through to, if so, and whether the kernel may keep the pages it has.
+    pub fn open(
+        &mut self,
+        allowed: bool,
+        writes: bool,
+        make: impl FnOnce() -> Option<Backing>,
+    ) -> (Option<Backing>, bool) {
+        if self.passed == 0 && self.cached == 0 && allowed {
+            self.backing = make();
+        }
+        if let Some(backing) = self.backing.clone().filter(|_| self.passed > 0 || self.cached == 0) {
+            self.passed += 1;
+            self.written |= writes;
+            return (Some(backing), false);
+        }
+        self.cached += 1;
+        // Dropped pages are read again: from the first cached handle on they are kept up to date.
+        (None, !std::mem::take(&mut self.written))
+    }
+
+    /// Lets a handle go. Gives what must be dropped once the lock is released.
+    pub fn close(&mut self, passed: bool) -> Option<Backing> {
+        if !passed {
+            self.cached = self.cached.saturating_sub(1);
+            return None;
+        }
+        self.passed = self.passed.saturating_sub(1);
+        if self.passed == 0 { self.backing.take() } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn backing() -> Option<Backing> {
+        Some(Arc::new(()))
+    }
+
+    #[test]
+    fn one_way_at_a_time() {
+        let mut io = Io::default();
+        // A lower file is open for reading, then copied up and opened again: all stay cached.
+        assert!(io.open(false, false, backing).0.is_none());
+        assert!(io.open(true, true, backing).0.is_none());
+        io.close(false);
+        assert!(io.open(true, true, backing).0.is_none());
+        io.close(false);
+        io.close(false);
+        // With the last cached handle gone, the kernel does it alone; then all do.
+        assert!(io.open(true, true, backing).0.is_some());
+        assert!(io.open(false, false, || None).0.is_some());
+        io.close(true);
+        assert!(io.close(true).is_some());
+        // Pages from before the kernel wrote by itself are old, once.
+        assert_eq!((false, true), (io.open(false, false, backing).1, io.open(false, false, backing).1));
+    }
+
+    #[test]
+    fn falls_back_when_the_kernel_refuses() {
+        let mut io = Io::default();
+        assert!(io.open(true, true, || None).0.is_none());
+        assert!(io.open(true, true, backing).0.is_none());
+    }
+}

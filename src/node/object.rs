@@ -1,0 +1,310 @@
+//! An object of the union that the kernel knows, or that is needed by one.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use rustix::fs::FileType;
+
+use crate::error::{Errno, Result};
+use crate::format::redirect::Redirect;
+use crate::layer::dir::{Dir, LayerId};
+use crate::merge::index::Indexed;
+use crate::node::io::Io;
+use crate::node::table::Table;
+use crate::sys::file::{self, Stat};
+
+/// A name of an object in the union.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The directory.
+    pub parent: Arc<Node>,
+    /// The name in it.
+    pub name: Arc<OsStr>,
+    /// The layer that holds the topmost entry of the name.
+    pub layer: LayerId,
+}
+
+impl Link {
+    /// Whether this is the name `name` in `parent`.
+    pub fn is(&self, parent: &Node, name: &OsStr) -> bool {
+        self.parent.ino == parent.ino && *self.name == *name
+    }
+}
+
+/// What changes in the life of an object.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Its names in the union, as far as they were looked up. A directory has one, the root none.
+    pub links: Vec<Link>,
+    /// Device and inode number of the real object (of a directory's topmost part).
+    pub id: (u64, u64),
+    /// A directory's parts, topmost first.
+    pub parts: Vec<Arc<Dir>>,
+    /// A directory: entries of the topmost part may have an origin.
+    pub impure: bool,
+    /// A directory in the upper: where lower layers keep the rest of it.
+    pub redirect: Option<Redirect>,
+    /// A copied-up hardlink.
+    pub indexed: Option<Indexed>,
+    /// Refers to the real object once it has no name left (O_PATH).
+    pub pinned: Option<Arc<OwnedFd>>,
+    /// The real object is in a lower and has names there, but none in the union.
+    pub hidden: bool,
+}
+
+/// An object.
+#[derive(Debug)]
+pub struct Node {
+    /// Its inode number and node id.
+    pub ino: u64,
+    /// Its type.
+    pub kind: FileType,
+    /// Serialises copy-up of this object.
+    pub copying: Mutex<()>,
+    /// A directory: held for reading to look names up and list them, for writing to change them.
+    pub names: RwLock<()>,
+    layer: AtomicU16,
+    state: RwLock<State>,
+    io: Mutex<Io>,
+    table: Weak<Table>,
+}
+
+/// How often a name that was moved under us is looked for again.
+const MOVED_RETRIES: usize = 1000;
+
+impl Node {
+    /// A node not in any table yet; [`Table::admit`] puts it there.
+    pub(super) fn new(table: &Arc<Table>, ino: u64, kind: FileType, layer: LayerId, state: State) -> Self {
+        Self {
+            ino,
+            kind,
+            copying: Mutex::new(()),
+            names: RwLock::new(()),
+            layer: AtomicU16::new(layer),
+            state: RwLock::new(state),
+            io: Mutex::new(Io::default()),
+            table: Arc::downgrade(table),
+        }
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind == FileType::Directory
+    }
+
+    /// The layer that holds the real object (a directory's topmost part).
+    pub fn layer(&self) -> LayerId {
+        self.layer.load(Ordering::Acquire)
+    }
+
+    /// Looks at the state.
+    pub fn with<T>(&self, f: impl FnOnce(&State) -> T) -> T {
+        f(&self.state.read())
+    }
+
+    /// Changes the state.
+    pub fn update<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        f(&mut self.state.write())
+    }
+
+    /// Changes the state of an object that now lies in `layer`.
+    pub fn relocate<T>(&self, layer: LayerId, f: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.write();
+        let out = f(&mut state);
+        self.layer.store(layer, Ordering::Release);
+        out
+    }
+
+    /// The state of I/O on a file.
+    pub fn io(&self) -> MutexGuard<'_, Io> {
+        self.io.lock()
+    }
+
+    /// A directory's parts.
+    ///
+    /// # Errors
+    /// ENOENT once it was removed, ENOTDIR for other objects.
+    pub fn parts(&self) -> Result<Vec<Arc<Dir>>> {
+        if !self.is_dir() {
+            return Err(Errno::NOTDIR);
+        }
+        self.with(|s| if s.pinned.is_some() { Err(Errno::NOENT) } else { Ok(s.parts.clone()) })
+    }
+
+    /// A directory's part in `layer`, if it has one.
+    pub fn part(&self, layer: LayerId) -> Option<Arc<Dir>> {
+        self.with(|s| s.parts.iter().find(|p| p.layer() == layer).cloned())
+    }
+
+    /// A name of the object, if one is known and left.
+    pub fn any_link(&self) -> Option<Link> {
+        self.with(|s| s.links.first().cloned())
+    }
+
+    /// Adds a name, unless it is known.
+    pub fn add_link(&self, link: Link) {
+        let known =
+            self.with(|s| s.links.iter().any(|l| l.is(&link.parent, &link.name) && l.layer == link.layer));
+        if known {
+            return;
+        }
+        let old = self.update(|s| {
+            let old: Vec<Link> = s.links.extract_if(.., |l| l.is(&link.parent, &link.name)).collect();
+            s.links.push(link);
+            // It has a name again: a directory's or a file's pin was for having none.
+            if !self.is_dir() {
+                s.pinned = None;
+                s.hidden = false;
+            }
+            old
+        });
+        drop(old);
+    }
+
+    /// Forgets the name `name` in `parent`.
+    pub fn remove_link(&self, parent: &Self, name: &OsStr) {
+        // Dropped outside the lock: it may be the last reference to the parent.
+        let gone: Vec<Link> = self.update(|s| s.links.extract_if(.., |l| l.is(parent, name)).collect());
+        drop(gone);
+    }
+
+    /// Where the real object can be found by name: a layer's directory and a name in it.
+    fn place(&self, index: Option<&Arc<Dir>>) -> Option<(Arc<Dir>, Arc<OsStr>)> {
+        let layer = self.layer();
+        let (links, indexed) = self.with(|s| {
+            let links: Vec<Link> = s.links.iter().filter(|l| l.layer == layer).take(1).cloned().collect();
+            (links, s.indexed.as_ref().map(|i| Arc::<OsStr>::from(&*i.name)))
+        });
+        let by_link = links.first().and_then(|l| Some((l.parent.part(layer)?, l.name.clone())));
+        by_link.or_else(|| Some((index?.clone(), indexed?)))
+    }
+
+    /// Runs `f` on the directory and name of the real object until it finds that very object there:
+    /// others may rename it meanwhile. `f` gives what it found with its attributes.
+    fn by_name<T>(
+        &self,
+        index: Option<&Arc<Dir>>,
+        mut f: impl FnMut(&OwnedFd, &OsStr) -> Result<(T, Stat)>,
+    ) -> Result<T> {
+        let mut last = Errno::STALE;
+        for attempt in 0..MOVED_RETRIES {
+            let Some((dir, name)) = self.place(index) else { return Err(Errno::STALE) };
+            match dir.fd().and_then(|fd| f(&fd, &name)) {
+                Ok((found, st)) if (st.dev, st.ino) == self.with(|s| s.id) => return Ok(found),
+                Ok(_) => last = Errno::STALE,
+                Err(e @ (Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP)) => last = e,
+                Err(e) => return Err(e),
+            }
+            if let Some(pinned) = self.with(|s| s.pinned.clone()) {
+                return f(&pinned, OsStr::new("")).map(|(found, _)| found);
+            }
+            // Whoever moves it holds the directory's names: wait for that.
+            match self.any_link() {
+                Some(link) if attempt % 8 == 0 => drop(link.parent.names.read_recursive()),
+                _ => std::thread::yield_now(),
+            }
+        }
+        Err(last)
+    }
+
+    /// Attributes of the real object, with its number of names in the union. `index`: the index
+    /// directory.
+    ///
+    /// # Errors
+    /// ESTALE or ENOENT when the layer was changed behind our back.
+    pub fn stat(&self, index: Option<&Arc<Dir>>) -> Result<Stat> {
+        if let Some(pinned) = self.with(|s| s.pinned.clone()) {
+            return Ok(self.in_union(file::stat_fd(&*pinned)?));
+        }
+        if self.is_dir() {
+            let part = self.with(|s| s.parts.first().cloned()).ok_or(Errno::NOENT)?;
+            return Ok(self.in_union(file::stat_fd(part.fd()?)?));
+        }
+        let st = self.by_name(index, |dir, name| {
+            let st = if name.is_empty() { file::stat_fd(dir)? } else { file::stat_at(dir, name)? };
+            Ok((st, st))
+        })?;
+        Ok(self.in_union(st))
+    }
+
+    /// The attributes of the real object with its number of names in the union.
+    pub fn in_union(&self, mut st: Stat) -> Stat {
+        self.with(|s| {
+            if s.hidden || (self.is_dir() && s.pinned.is_some()) {
+                st.nlink = 0;
+            } else if s.parts.len() > 1 {
+                // As the kernel's overlayfs: counting subdirectories would take a listing.
+                st.nlink = 1;
+            } else if let Some(indexed) = &s.indexed {
+                st.nlink = u32::try_from((i64::from(st.nlink) + indexed.diff).max(0)).unwrap_or(u32::MAX);
+            }
+        });
+        st
+    }
+
+    /// A descriptor that refers to the real object (O_PATH; a directory's is readable).
+    ///
+    /// # Errors
+    /// As for [`Self::stat`].
+    pub fn pin(&self, index: Option<&Arc<Dir>>) -> Result<Arc<OwnedFd>> {
+        if let Some(pinned) = self.with(|s| s.pinned.clone()) {
+            return Ok(pinned);
+        }
+        if self.is_dir() {
+            return self.with(|s| s.parts.first().cloned()).ok_or(Errno::NOENT)?.fd();
+        }
+        self.by_name(index, |dir, name| {
+            let fd = if name.is_empty() {
+                dir.try_clone().map_err(|_| Errno::MFILE)?
+            } else {
+                file::open_path(dir, name)?
+            };
+            let st = file::stat_fd(&fd)?;
+            Ok((Arc::new(fd), st))
+        })
+    }
+
+    /// Opens a regular file. `flags`: access mode and status flags.
+    ///
+    /// # Errors
+    /// Those of open(2); ESTALE as for [`Self::stat`].
+    pub fn open(
+        &self,
+        index: Option<&Arc<Dir>>,
+        flags: rustix::fs::OFlags,
+        noatime: bool,
+    ) -> Result<(OwnedFd, Stat)> {
+        if let Some(pinned) = self.with(|s| s.pinned.clone()) {
+            let fd = file::reopen(&*pinned, flags)?;
+            let st = file::stat_fd(&fd)?;
+            return Ok((fd, st));
+        }
+        self.by_name(index, |dir, name| {
+            let fd = if name.is_empty() {
+                file::reopen(dir, flags)?
+            } else {
+                file::open_regular(dir, name, flags, noatime)?
+            };
+            let st = file::stat_fd(&fd)?;
+            Ok(((fd, st), st))
+        })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(table) = self.table.upgrade() {
+            table.remove_dead(self.ino);
+        }
+        // Parents one after the other, not one inside the other: trees may be deep.
+        let mut links = std::mem::take(&mut self.state.get_mut().links);
+        while let Some(link) = links.pop() {
+            if let Some(mut parent) = Arc::into_inner(link.parent) {
+                links.append(&mut parent.state.get_mut().links);
+            }
+        }
+    }
+}

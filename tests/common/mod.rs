@@ -1,0 +1,316 @@
+//! What the mounted tests share: layers on disk, a mount that cannot outlive its test, and small
+//! helpers for looking at both.
+//!
+//! `UNIONFS_TEST_BACKEND=overlayfs` lets the kernel's overlayfs stand in for ours, to try a test itself.
+//! `UNIONFS_TEST_LIMIT` is the time limit of one mount in seconds (120 by default).
+
+// Each test binary compiles this module for itself and uses a part of it.
+#![allow(dead_code)]
+
+pub mod files;
+pub mod overlay;
+pub mod tree;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+use tempfile::TempDir;
+
+/// Leaves the test, saying why, where mounting is not possible.
+#[macro_export]
+macro_rules! need_mount {
+    () => {
+        if let Some(reason) = $crate::common::cannot_mount() {
+            return $crate::common::skip(&reason);
+        }
+    };
+}
+
+/// Leaves the test, saying why, where what stands in for the union lacks the tested feature.
+#[macro_export]
+macro_rules! need_unionfs {
+    () => {
+        $crate::need_mount!();
+        if $crate::common::overlay_backend() {
+            return $crate::common::skip("tests what the kernel's overlayfs does not have");
+        }
+    };
+}
+
+/// Says past the capture of test output that a test is skipped.
+pub fn skip(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIP: {name}: {reason}");
+}
+
+/// Why nothing can be mounted here, if so.
+pub fn cannot_mount() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("mounting needs root".into());
+    }
+    if !overlay_backend() && !Path::new("/dev/fuse").exists() {
+        return Some("there is no /dev/fuse".into());
+    }
+    None
+}
+
+/// Whether the kernel's overlayfs stands in for ours.
+pub fn overlay_backend() -> bool {
+    std::env::var_os("UNIONFS_TEST_BACKEND").is_some_and(|v| v == "overlayfs")
+}
+
+/// A temporary directory on the disk filesystem (not a tmpfs, which lacks features of the real ones).
+pub fn temp_dir() -> TempDir {
+    tempfile::Builder::new().prefix("u").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// The command under test.
+pub fn unionfs() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_unionfs"))
+}
+
+/// Layers and the place of their mount, in a temporary directory.
+pub struct Union {
+    dir: TempDir,
+    lowers: usize,
+    init: bool,
+    read_only: bool,
+    options: Vec<String>,
+    watchdog: Option<Watchdog>,
+}
+
+impl Union {
+    /// Empty layers, not mounted: `lowers` of them below an upper.
+    pub fn new(lowers: usize) -> Self {
+        let dir = temp_dir();
+        for name in (0..lowers).map(|i| format!("l{i}")).chain(["upper", "work", "mnt"].map(String::from)) {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self { dir, lowers, init: false, read_only: false, options: Vec::new(), watchdog: None }
+    }
+
+    /// Adds an init layer.
+    pub fn with_init(mut self) -> Self {
+        std::fs::create_dir(self.dir.path().join("init")).unwrap();
+        self.init = true;
+        self
+    }
+
+    /// Adds a mount option.
+    pub fn option(mut self, option: &str) -> Self {
+        self.options.push(option.into());
+        self
+    }
+
+    /// Without an upper.
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// The directory that holds everything.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A path in lower layer `i`; 0 is the topmost.
+    pub fn lower(&self, i: usize, rel: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(format!("l{i}")).join(rel)
+    }
+
+    /// The number of lower layers.
+    pub fn lowers(&self) -> usize {
+        self.lowers
+    }
+
+    /// A path in the upper layer.
+    pub fn upper(&self, rel: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join("upper").join(rel)
+    }
+
+    /// A path in the init layer.
+    pub fn init(&self, rel: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join("init").join(rel)
+    }
+
+    /// A path in the work directory.
+    pub fn work(&self, rel: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join("work").join(rel)
+    }
+
+    /// A path in the mount.
+    pub fn at(&self, rel: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join("mnt").join(rel)
+    }
+
+    /// The mount point.
+    pub fn mnt(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// The lowers as the command line takes them.
+    pub fn lower_list(&self) -> OsString {
+        let mut list = OsString::new();
+        for i in 0..self.lowers {
+            if i > 0 {
+                list.push(":");
+            }
+            list.push(self.lower(i, ""));
+        }
+        list
+    }
+
+    /// The command that mounts.
+    pub fn command(&self) -> Command {
+        let mut command = unionfs();
+        command.arg("mount");
+        if !self.options.is_empty() {
+            command.arg("-o").arg(self.options.join(","));
+        }
+        if self.read_only {
+            command.arg("--read-only").arg(self.lower_list()).arg(self.mnt());
+            return command;
+        }
+        if self.init {
+            command.arg("--init").arg(self.init(""));
+        }
+        command.arg("--work").arg(self.work("")).arg(self.lower_list()).arg(self.upper("")).arg(self.mnt());
+        command
+    }
+
+    /// Mounts.
+    pub fn mount(&mut self) {
+        self.watchdog.get_or_insert_with(|| Watchdog::new(&self.dir.path().join("mnt")));
+        if overlay_backend() {
+            overlay::mount(self, &[]);
+        } else {
+            let out = self.command().output().unwrap();
+            assert!(out.status.success(), "cannot mount: {}", text(&out));
+        }
+        assert!(is_mounted(&self.mnt()), "the command succeeded but nothing is mounted");
+    }
+
+    /// Mounts and gives itself, for one-line setups.
+    pub fn mounted(mut self) -> Self {
+        self.mount();
+        self
+    }
+
+    /// Unmounts, which must succeed at once.
+    pub fn unmount(&mut self) {
+        rustix::mount::unmount(self.mnt(), UnmountFlags::empty()).unwrap();
+    }
+
+    /// Unmounts and mounts.
+    pub fn remount(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+}
+
+impl Drop for Union {
+    fn drop(&mut self) {
+        if let Some(watchdog) = self.watchdog.take() {
+            watchdog.stop();
+        }
+        tear_down(&self.mnt());
+    }
+}
+
+/// Ends a mount that lives longer than a test may take, so that no test hangs.
+struct Watchdog {
+    done: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Watchdog {
+    fn new(mnt: &Path) -> Self {
+        let (done, wait) = channel();
+        let mnt = mnt.to_owned();
+        let limit = std::env::var("UNIONFS_TEST_LIMIT").ok().and_then(|s| s.parse().ok()).unwrap_or(120);
+        let thread = std::thread::spawn(move || {
+            if wait.recv_timeout(Duration::from_secs(limit)) == Err(RecvTimeoutError::Timeout) {
+                let _ = writeln!(std::io::stderr(), "TIMEOUT: {} after {limit} s", mnt.display());
+                tear_down(&mnt);
+            }
+        });
+        Self { done, thread }
+    }
+
+    fn stop(self) {
+        let _ = self.done.send(());
+        let _ = self.thread.join();
+    }
+}
+
+/// Unmounts whatever lies at `mnt`, in use or not, and ends its connection: requests that hang fail.
+fn tear_down(mnt: &Path) {
+    while let Some(device) = mounted_device(mnt) {
+        if rustix::mount::unmount(mnt, UnmountFlags::DETACH).is_err() {
+            return;
+        }
+        let abort = Path::new("/sys/fs/fuse/connections").join(device.to_string()).join("abort");
+        if abort.exists() {
+            let _ = std::fs::write(abort, "1");
+        }
+    }
+}
+
+/// Whether something is mounted at exactly `mnt`.
+pub fn is_mounted(mnt: &Path) -> bool {
+    mounted_device(mnt).is_some()
+}
+
+/// The minor device number of the mount at `mnt`, read without touching the mount.
+fn mounted_device(mnt: &Path) -> Option<u32> {
+    mount_line(mnt)?.split_ascii_whitespace().nth(2)?.split_once(':')?.1.parse().ok()
+}
+
+/// The line of /proc/self/mountinfo for the topmost mount at `mnt`.
+pub fn mount_line(mnt: &Path) -> Option<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mnt = mnt.to_str().unwrap();
+    table.lines().rev().find(|l| l.split_ascii_whitespace().nth(4) == Some(mnt)).map(String::from)
+}
+
+/// The process that serves the mount: the one of our command whose arguments name the mount point.
+pub fn daemon_of(mnt: &Path) -> Option<u32> {
+    let exe = Path::new(env!("CARGO_BIN_EXE_unionfs")).canonicalize().unwrap();
+    std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let proc = entry.path();
+        (std::fs::read_link(proc.join("exe")).ok()? == exe).then_some(())?;
+        let args = std::fs::read(proc.join("cmdline")).ok()?;
+        args.split(|&b| b == 0).any(|a| a == mnt.as_os_str().as_encoded_bytes()).then_some(pid)
+    })
+}
+
+/// Waits until `done` or the time is over; gives whether it was done.
+pub fn wait_for(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    while !done() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// What a command said.
+pub fn text(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+/// Runs a command that must succeed; gives its standard output.
+pub fn run(program: impl AsRef<OsStr>, args: &[&OsStr]) -> String {
+    let out = Command::new(program.as_ref()).args(args).output().unwrap();
+    assert!(out.status.success(), "{:?} {args:?}: {}", program.as_ref(), text(&out));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}

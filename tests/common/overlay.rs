@@ -1,0 +1,34 @@
+//! Mounting the kernel's overlayfs on the same layers.
+
+use std::path::Path;
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen, move_mount,
+};
+
+use super::Union;
+
+/// Mounts the layers of `union` at its mount point by overlayfs; an init layer becomes the topmost lower.
+pub fn mount(union: &Union, options: &[(&str, &str)]) {
+    mount_at(union, options, &union.mnt());
+}
+
+/// The same at another place.
+pub fn mount_at(union: &Union, options: &[(&str, &str)], at: &Path) {
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    let init = union.init.then(|| union.init(""));
+    for lower in init.into_iter().chain((0..union.lowers).map(|i| union.lower(i, ""))) {
+        fsconfig_set_string(&fs, "lowerdir+", &lower).unwrap();
+    }
+    if !union.read_only {
+        fsconfig_set_string(&fs, "upperdir", union.upper("")).unwrap();
+        fsconfig_set_string(&fs, "workdir", union.work("")).unwrap();
+    }
+    for (key, value) in options {
+        fsconfig_set_string(&fs, *key, *value).unwrap();
+    }
+    fsconfig_create(&fs).unwrap();
+    let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+    move_mount(&mount, "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
+}
