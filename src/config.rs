@@ -14,6 +14,10 @@ pub struct LayerPaths {
     /// Where copies are prepared and indexes kept: same filesystem as the upper. Required with an
     /// upper by the time the mount is made (the command line fills in the default).
     pub work: Option<PathBuf>,
+    /// Where copies for the init layer are prepared: same mount as the init layer. Required when that
+    /// is another mount than the upper's (rename(2): EXDEV), since what replaces an init file must be
+    /// renamed into place.
+    pub init_work: Option<PathBuf>,
 }
 
 /// The largest number of lower layers, as in the kernel's overlayfs (`OVL_MAX_STACK`).
@@ -45,6 +49,8 @@ pub struct Options {
     pub fsname: Option<String>,
     /// I/O through the kernel where permitted (`passthrough=on|off`).
     pub passthrough: bool,
+    /// A file that a detached mount appends its log to (`log=PATH`).
+    pub log: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -61,6 +67,7 @@ impl Default for Options {
             threads: None,
             fsname: None,
             passthrough: true,
+            log: None,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The `unionfs` command.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    unionfs::cli::run()
 }

@@ -1,1 +1,38 @@
 //! The command line.
+
+mod args;
+mod demo;
+mod logging;
+mod made;
+mod mount;
+pub mod options;
+mod umount;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::error::MountError;
+
+/// Runs the command that the process was called with. A failure is told in one sentence on standard
+/// error and by exit status 1; clap tells of a wrong usage itself, with status 2.
+pub fn run() -> ExitCode {
+    let result = match args::Args::parse().command {
+        args::Command::Mount(args) => mount::run(args),
+        args::Command::Umount(args) => umount::run(&args),
+        args::Command::Demo => demo::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            complain(&e);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Tells the user what went wrong. That standard error may be closed is no reason to fail otherwise.
+fn complain(error: &MountError) {
+    let _ = writeln!(std::io::stderr(), "unionfs: {error}");
+}

@@ -3,6 +3,7 @@
 pub mod adapter;
 mod convert;
 mod handshake;
+pub mod mounts;
 mod reply;
 pub mod session;
 pub mod stats;

@@ -1,28 +1,290 @@
 //! Makes the mount, serves it, ends it.
 
-use crate::config::MountConfig;
-use crate::error::MountError;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+
+use fuser::{MountOption, Session, SessionACL};
+use rustix::event::{PollFd, PollFlags};
+
+use super::adapter::Adapter;
+use super::mounts;
+use crate::config::{MountConfig, Options};
+use crate::error::{Errno, MountError};
+use crate::format::mountinfo;
+use crate::fs::UnionFs;
+use crate::layer::claim::Claim;
+use crate::sys;
+use crate::sys::mount::FuseMount;
+
+/// The device that a FUSE daemon talks to the kernel through.
+const DEVICE: &str = "/dev/fuse";
+/// The source in the mount table unless `fsname=` says otherwise.
+const DEFAULT_SOURCE: &str = "unionfs";
 
 /// A mount whose handshake with the kernel is done; requests are answered once [`Mounted::run`] runs.
-#[derive(Debug)]
 pub struct Mounted {
-    _private: (),
+    session: Session<Adapter>,
+    claim: Claim,
+    stopper: Stopper,
+}
+
+impl std::fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mounted").field("stopper", &self.stopper).finish_non_exhaustive()
+    }
+}
+
+/// Ends a mount from another thread.
+#[derive(Debug, Clone)]
+pub struct Stopper {
+    /// In the mount table; `None` if it was not found there.
+    id: Option<u64>,
+    mount_point: PathBuf,
+}
+
+/// Checks that the kernel's FUSE device can be opened.
+///
+/// # Errors
+/// A sentence that says what is missing.
+pub fn check_device() -> Result<(), MountError> {
+    let reason = match std::fs::OpenOptions::new().read(true).write(true).open(DEVICE) {
+        Ok(_) => return Ok(()),
+        Err(e) => match Errno::from_io_error(&e) {
+            Some(Errno::NOENT) => {
+                "does not exist; load the kernel module (modprobe fuse) or give the container the device"
+                    .to_owned()
+            }
+            Some(Errno::NODEV | Errno::NXIO) => {
+                "has no driver; load the kernel module (modprobe fuse)".to_owned()
+            }
+            Some(Errno::ACCESS | Errno::PERM) => {
+                "may not be opened by this user; run as root or allow the device".to_owned()
+            }
+            _ => format!("cannot be opened: {e}"),
+        },
+    };
+    Err(MountError::path("device", DEVICE, reason))
 }
 
 /// Opens the layers (which must have passed [`crate::layer::claim`]), mounts at `config.mountpoint`.
 ///
 /// # Errors
 /// A sentence for the user. Nothing is left mounted.
-pub fn mount(_config: &MountConfig, _claim: crate::layer::claim::Claim) -> Result<Mounted, MountError> {
-    Err(MountError::System("not built yet".into()))
+pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountError> {
+    check_device()?;
+    let mut options = config.options.clone();
+    options.read_only |= config.layers.upper.is_none();
+    let fds =
+        claim.take_fds().ok_or_else(|| MountError::System("the layers were mounted already".to_owned()))?;
+    let union = UnionFs::open(fds, &options)
+        .map_err(|e| MountError::System(format!("the layers cannot be put together: {e}")))?;
+    let adapter = Adapter::new(Arc::new(union), &options);
+    let notifier = adapter.notifier();
+    // The table and the stopper need the path without symlinks.
+    let at = config.mountpoint.canonicalize().map_err(|e| complain(&config.mountpoint, e.to_string()))?;
+    let session = connect(adapter, &at, &options)?;
+    // The adapter is new: nobody else has set it.
+    let _ = notifier.set(session.notifier());
+    let entry = mounts::top_at(&at).ok().flatten().filter(mountinfo::is_unionfs);
+    let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at };
+    Ok(Mounted { session, claim, stopper })
+}
+
+fn complain(mount_point: &Path, reason: impl Into<String>) -> MountError {
+    MountError::path("mount point", mount_point, reason)
+}
+
+/// Mounts and shakes hands.
+fn connect(adapter: Adapter, at: &Path, options: &Options) -> Result<Session<Adapter>, MountError> {
+    let root = rustix::process::geteuid().is_root();
+    let allow_other = options.allow_other.unwrap_or(root);
+    let source = options.fsname.as_deref().unwrap_or(DEFAULT_SOURCE);
+    let request = FuseMount {
+        source,
+        allow_other,
+        read_only: options.read_only,
+        nodev: options.nodev,
+        nosuid: options.nosuid,
+        noexec: options.noexec,
+        noatime: options.noatime,
+    };
+    let mut config = fuser::Config::default();
+    config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+    let threads = options.threads.unwrap_or_else(default_threads).max(1);
+    config.n_threads = Some(threads);
+    config.clone_fd = threads > 1;
+    match sys::mount::mount_fuse(at, &request) {
+        Ok(device) => {
+            let acl = config.acl;
+            Session::from_fd(adapter, device, acl, config).map_err(|e| {
+                // A mount that nobody serves must not stay; that it may have gone by itself is fine.
+                let _ = sys::mount::unmount(at, true);
+                complain(at, format!("the kernel's handshake failed: {e}"))
+            })
+        }
+        Err(Errno::PERM) => {
+            config.mount_options = helper_options(&request);
+            Session::new(adapter, at, &config).map_err(|e| complain(at, helper_reason(&e)))
+        }
+        Err(Errno::NODEV) => {
+            Err(MountError::System("the kernel knows no FUSE; load its module (modprobe fuse)".to_owned()))
+        }
+        Err(e) => Err(complain(at, format!("cannot be mounted upon: {e}"))),
+    }
+}
+
+/// The options in the words of fusermount3(1), the set-user-ID program that mounts for users without
+/// the right to.
+fn helper_options(mount: &FuseMount<'_>) -> Vec<MountOption> {
+    let mut options = vec![
+        MountOption::DefaultPermissions,
+        MountOption::FSName(mount.source.to_owned()),
+        MountOption::Subtype("unionfs".to_owned()),
+    ];
+    for (wanted, option) in [
+        (mount.read_only, MountOption::RO),
+        (mount.nodev, MountOption::NoDev),
+        (mount.nosuid, MountOption::NoSuid),
+        (mount.noexec, MountOption::NoExec),
+        (mount.noatime, MountOption::NoAtime),
+    ] {
+        if wanted {
+            options.push(option);
+        }
+    }
+    options
+}
+
+fn helper_reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "mounting is not permitted and there is no fusermount3; run as root or install the package fuse3"
+                .to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "allow_other is not permitted; drop the option or set user_allow_other in /etc/fuse.conf"
+                .to_owned()
+        }
+        _ => format!("mounting is not permitted; run as root ({})", one_line(&error.to_string())),
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Two workers per CPU: one may wait for a disk while the other answers.
+fn default_threads() -> usize {
+    thread::available_parallelism().map_or(4, |cpus| cpus.get() * 2).clamp(4, 16)
 }
 
 impl Mounted {
+    /// What ends this mount from another thread.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
     /// Serves requests until the mount is unmounted by whatever means. Blocks.
+    ///
+    /// Returns as soon as the kernel has ended the connection, even if a worker is still busy with a last
+    /// request: the caller should exit at once, which frees the layers. Their locks stay until the
+    /// workers are done or the process ends.
     ///
     /// # Errors
     /// A failure of the connection to the kernel.
-    pub fn run(self) -> std::io::Result<()> {
-        Ok(())
+    pub fn run(self) -> io::Result<()> {
+        let Self { session, claim, stopper } = self;
+        let device = session.as_fd().try_clone_to_owned()?;
+        let (ended, end) = mpsc::channel();
+        let also_ended = ended.clone();
+        thread::Builder::new().name("session".into()).spawn(move || {
+            let result = session.run();
+            drop(claim);
+            // The other thread may have been first.
+            let _ = ended.send(result);
+        })?;
+        if let Some(id) = stopper.id {
+            thread::Builder::new().name("unmount-watch".into()).spawn(move || {
+                match wait_disconnected(id, &device) {
+                    Ok(()) => drop(also_ended.send(Ok(()))),
+                    // The session thread tells as well, only later.
+                    Err(e) => tracing::warn!("cannot watch for the unmount: {e}"),
+                }
+            })?;
+        }
+        end.recv().unwrap_or(Ok(()))
     }
+}
+
+/// Blocks until the connection has ended. The device reports that by POLLERR, but wakes a poller on each
+/// request as well: it is polled only once the mount has left the table, and what keeps the connection
+/// alive then is a file that is still open after a lazy unmount.
+fn wait_disconnected(id: u64, device: &OwnedFd) -> io::Result<()> {
+    mounts::wait_gone(id)?;
+    loop {
+        let mut watched = [PollFd::new(device, PollFlags::empty())];
+        match rustix::event::poll(&mut watched, None) {
+            Ok(_) if watched[0].revents().contains(PollFlags::ERR) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+impl Stopper {
+    /// Takes the mount out of the tree, even when it is in use; what is in use loses it when the process
+    /// exits. Finds it also where it was moved to.
+    ///
+    /// # Errors
+    /// Those of umount2(2) and fusermount3(1).
+    pub fn unmount(&self) -> io::Result<()> {
+        let table = mounts::table()?;
+        let Some(id) = self.id else { return unmount(&self.mount_point, true) };
+        let Some(entry) = table.iter().find(|entry| entry.id == id) else { return Ok(()) };
+        if mountinfo::top_at(&table, &entry.mount_point).is_some_and(|top| top.id != id) {
+            return Err(io::Error::other("another mount lies on top"));
+        }
+        unmount(&entry.mount_point, true)
+    }
+}
+
+/// Unmounts what lies at `at`: by umount2(2), or by fusermount3(1) without the right to. `lazy`: even when
+/// in use.
+///
+/// # Errors
+/// EBUSY when in use; what fusermount3 says.
+pub fn unmount(at: &Path, lazy: bool) -> io::Result<()> {
+    match sys::mount::unmount(at, lazy) {
+        Err(Errno::PERM) => unmount_by_helper(at, lazy),
+        other => Ok(other?),
+    }
+}
+
+fn unmount_by_helper(at: &Path, lazy: bool) -> io::Result<()> {
+    for helper in ["fusermount3", "fusermount"] {
+        let mut command = Command::new(helper);
+        command.arg("-u");
+        if lazy {
+            command.arg("-z");
+        }
+        let output = match command.arg("--").arg(at).output() {
+            Ok(output) => output,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = one_line(&String::from_utf8_lossy(&output.stderr));
+        if said.contains("busy") {
+            return Err(Errno::BUSY.into());
+        }
+        return Err(io::Error::other(said));
+    }
+    Err(Errno::PERM.into())
 }

@@ -32,7 +32,8 @@ pub struct LayerFds {
     pub upper: Option<(OwnedFd, OwnedFd)>,
     /// The init layer.
     pub init: Option<OwnedFd>,
-    /// A work directory for the init layer, where the upper's lies on another mount.
+    /// The init layer's own work directory; given when the init layer is on another mount than the
+    /// upper.
     pub init_work: Option<OwnedFd>,
     /// The lowers, topmost first.
     pub lowers: Vec<OwnedFd>,

@@ -6,6 +6,8 @@ pub mod cred;
 pub mod file;
 pub mod handle;
 pub mod mount;
+pub mod place;
+pub mod process;
 pub mod xattr;
 
 use std::ffi::{OsStr, OsString};

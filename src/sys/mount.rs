@@ -39,7 +39,9 @@ pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
     let attr = MountAttr {
         attr_set: ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME,
         attr_clr: ATTR_ATIME,
-        propagation: 0,
+        // A clone of a shared mount is its peer: what is mounted later below the original, our own
+        // mount above all, would appear in the clone too (mount_namespaces(7)).
+        propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
     // SAFETY: mount_setattr(2) reads one struct mount_attr of the given size.

@@ -1,0 +1,210 @@
+//! `unionfs mount`: from arguments to a mount that is served.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::args::MountArgs;
+use super::made::Made;
+use super::{logging, options};
+use crate::config::{LayerPaths, MountConfig};
+use crate::error::{Errno, MountError};
+use crate::format::mountinfo;
+use crate::fuse::mounts;
+use crate::fuse::session::{self, Mounted, Stopper};
+use crate::layer::claim;
+use crate::sys::process::{self, Fork};
+
+const UPPER: &str = "upper layer";
+const INIT: &str = "init layer";
+const WORK: &str = "work directory";
+const MOUNT_POINT: &str = "mount point";
+
+/// Permissions of directories that are created: a new upper is the root of the merged tree.
+const DIRECTORY_MODE: u32 = 0o755;
+/// Nobody but the daemon has any business in a work directory.
+const WORK_MODE: u32 = 0o700;
+
+/// Mounts; returns once the mount answers, or with --foreground when it has ended.
+///
+/// # Errors
+/// A sentence that says what is wrong with the arguments or the system. Nothing is left behind.
+pub fn run(args: MountArgs) -> Result<(), MountError> {
+    let create = args.create;
+    let foreground = args.foreground;
+    let config = configure(args)?;
+    if foreground {
+        logging::to_stderr()?;
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let served = prepare(config, create)?;
+        return serve(served).map_err(|e| MountError::System(format!("the mount has failed: {e}")));
+    }
+    // Nothing has started a thread up to here.
+    match process::fork() {
+        Ok(Fork::Parent(verdict)) => verdict.wait().map_err(MountError::System),
+        Ok(Fork::Child(reporter)) => daemon(config, create, reporter),
+        Err(e) => Err(MountError::System(format!("cannot start a daemon: {e}"))),
+    }
+}
+
+/// The detached process. Never returns into the caller's code.
+fn daemon(config: MountConfig, create: bool, reporter: process::Reporter) -> ! {
+    let logged = config.options.log.as_deref().map_or(Ok(()), logging::to_file);
+    let served = match logged.and_then(|()| prepare(config, create)) {
+        Ok(served) => served,
+        Err(e) => {
+            reporter.failed(&e.to_string());
+            std::process::exit(1);
+        }
+    };
+    let stopper = served.mounted.stopper();
+    // A caller may read our standard error until it is closed: let go of it before the caller's own
+    // process ends. The working directory would keep its filesystem busy.
+    let released = process::release_stdio().and_then(|()| rustix::process::chdir("/"));
+    let told = match released {
+        Ok(()) => reporter.ready(),
+        Err(e) => {
+            reporter.failed(&format!("cannot detach: {e}"));
+            Err(e.into())
+        }
+    };
+    let result = match told {
+        Ok(()) => serve(served),
+        // Nobody waits for this mount any more, or nobody would believe in it.
+        Err(e) => stopper.unmount().and(Err(e)),
+    };
+    if let Err(e) = &result {
+        tracing::error!("the mount has failed: {e}");
+    }
+    std::process::exit(i32::from(result.is_err()));
+}
+
+/// A mount, and the signals that end it, which are caught since before it was made.
+struct Served {
+    mounted: Mounted,
+    signals: Signals,
+}
+
+/// Serves until the end, and then ends the process' hold on the layers at once.
+fn serve(served: Served) -> io::Result<()> {
+    let Served { mounted, mut signals } = served;
+    let stopper = mounted.stopper();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if signals.forever().next().is_some() {
+            stop(&stopper);
+        }
+    })?;
+    let result = mounted.run();
+    match &result {
+        // Workers that are still busy do not matter, nobody waits for their answers.
+        Ok(()) => std::process::exit(0),
+        Err(_) => result,
+    }
+}
+
+/// Ends mount and process. Files that are still open in the mount are lost to their users, whom the
+/// signal's sender has decided about.
+fn stop(stopper: &Stopper) -> ! {
+    match stopper.unmount() {
+        Ok(()) => std::process::exit(0),
+        Err(e) => {
+            tracing::error!("cannot unmount: {e}");
+            std::process::exit(1)
+        }
+    }
+}
+
+/// Reads the arguments, without a look at the filesystem.
+fn configure(args: MountArgs) -> Result<MountConfig, MountError> {
+    let lowers = options::split_layers(&args.lowers)?;
+    let (upper, mountpoint) = match args.mountpoint {
+        Some(mountpoint) => (Some(args.upper), mountpoint),
+        None => (None, args.upper),
+    };
+    Ok(MountConfig {
+        layers: LayerPaths { lowers, init: args.init, upper, work: args.work, init_work: None },
+        mountpoint,
+        options: options::parse(&args.options)?,
+    })
+}
+
+/// Checks everything, creates what is to be created, mounts.
+fn prepare(mut config: MountConfig, create: bool) -> Result<Served, MountError> {
+    process::raise_open_files();
+    refuse_busy(&config.mountpoint)?;
+    // Before anything is created: it might be in a lower layer.
+    claim::check(&config.layers, create)?;
+    let mut made = Made::default();
+    if create {
+        if let Some(upper) = &config.layers.upper {
+            made.ensure(UPPER, upper, DIRECTORY_MODE)?;
+        }
+        if let Some(work) = &config.layers.work {
+            made.ensure(WORK, work, WORK_MODE)?;
+        }
+        made.ensure(MOUNT_POINT, &config.mountpoint, DIRECTORY_MODE)?;
+    }
+    choose_work(&mut config.layers, &mut made)?;
+    let claim = claim::claim(&config.layers)?;
+    claim.check_mount_point(&config.mountpoint)?;
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|e| MountError::System(format!("cannot catch signals: {e}")))?;
+    let mounted = session::mount(&config, claim)?;
+    made.keep();
+    Ok(Served { mounted, signals })
+}
+
+/// Refuses a mount point that has a mount of ours already. Goes by the mount table alone, since a mount
+/// whose daemon is dead answers nothing.
+fn refuse_busy(path: &Path) -> Result<(), MountError> {
+    for candidate in [mounts::locate(path), path.canonicalize()] {
+        let Ok(candidate) = candidate else { continue };
+        if mounts::top_at(&candidate).ok().flatten().is_some_and(|entry| mountinfo::is_unionfs(&entry)) {
+            let reason = "is busy: a unionfs is mounted there; unmount it first (unionfs umount)";
+            return Err(MountError::path(MOUNT_POINT, path, reason));
+        }
+    }
+    Ok(())
+}
+
+/// Fills in the work directories that were not given, and makes them.
+fn choose_work(layers: &mut LayerPaths, made: &mut Made) -> Result<(), MountError> {
+    let Some(upper) = &layers.upper else { return Ok(()) };
+    if layers.work.is_none() {
+        let work = sibling(UPPER, upper, "use a directory below it, or name a work directory by --work DIR")?;
+        made.ensure(WORK, &work, WORK_MODE)?;
+        layers.work = Some(work);
+    }
+    if let Some(init) = &layers.init
+        && !claim::share_mount(INIT, init, upper)?
+    {
+        let work =
+            sibling(INIT, init, "use a directory below it, or one on the filesystem of the upper layer")?;
+        made.ensure(WORK, &work, WORK_MODE)?;
+        layers.init_work = Some(work);
+    }
+    Ok(())
+}
+
+/// The work directory `.NAME.work` beside the layer `NAME`; both must be on one mount.
+fn sibling(what: &'static str, layer: &Path, advice: &str) -> Result<PathBuf, MountError> {
+    let real = layer
+        .canonicalize()
+        .map_err(|e| claim::explain(what, layer, Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+    let beside = match (real.parent(), real.file_name()) {
+        (Some(parent), Some(name)) if claim::share_mount(what, parent, &real)? => {
+            let mut hidden = OsString::from(".");
+            hidden.push(name);
+            hidden.push(".work");
+            Some(parent.join(hidden))
+        }
+        _ => None,
+    };
+    beside.ok_or_else(|| {
+        let reason = format!("is the root of a mount, so no work directory can lie beside it; {advice}");
+        MountError::path(what, layer, reason)
+    })
+}

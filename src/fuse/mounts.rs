@@ -1,0 +1,59 @@
+//! The live mount table of this process' mount namespace.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags};
+
+use crate::format::mountinfo::{self, MountEntry};
+
+const TABLE: &str = "/proc/self/mountinfo";
+
+/// Reads the table.
+///
+/// # Errors
+/// Those of reading /proc.
+pub fn table() -> io::Result<Vec<MountEntry>> {
+    Ok(mountinfo::parse(&std::fs::read(TABLE)?))
+}
+
+/// The mount that lookups of `at`, an absolute path without symlinks, arrive at.
+///
+/// # Errors
+/// Those of reading /proc.
+pub fn top_at(at: &Path) -> io::Result<Option<MountEntry>> {
+    Ok(mountinfo::top_at(&table()?, at).cloned())
+}
+
+/// The path that the mount table has for `path`: absolute, symlinks resolved in all but the last
+/// component. The object itself is not touched, so that a mount whose daemon is dead can be named.
+///
+/// # Errors
+/// Those of resolving the directory above.
+pub fn locate(path: &Path) -> io::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    match (absolute.parent(), absolute.file_name()) {
+        // std::path::absolute keeps "..", which has no name.
+        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
+        _ => absolute.canonicalize(),
+    }
+}
+
+/// Blocks until the mount with this id is not in the table any more.
+///
+/// # Errors
+/// Those of reading /proc.
+pub fn wait_gone(id: u64) -> io::Result<()> {
+    let file = File::open(TABLE)?;
+    while table()?.iter().any(|entry| entry.id == id) {
+        // proc_pid_mounts(5): poll(2) reports POLLPRI and POLLERR when the table has changed since it
+        // was last polled; a change between reading and polling is reported too.
+        let mut watched = [PollFd::new(&file, PollFlags::PRI)];
+        match rustix::event::poll(&mut watched, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}

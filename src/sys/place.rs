@@ -1,0 +1,120 @@
+//! Where a directory lies: its mount, its filesystem and the directories above it; and the lock on
+//! it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags, StatVfsMountFlags, StatxFlags};
+
+use crate::error::{Errno, Result};
+
+/// Device and inode number.
+pub type FileId = (u64, u64);
+
+/// Where a directory lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The directory itself.
+    pub id: FileId,
+    /// The mount that it was reached by; `None` before Linux 5.8.
+    pub mount: Option<u64>,
+    /// The directories above it, nearest first, up to the root.
+    pub above: Vec<FileId>,
+}
+
+impl Place {
+    /// Whether this is the same directory.
+    pub fn is(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+
+    /// Whether this lies below `other`.
+    pub fn is_inside(&self, other: &Self) -> bool {
+        self.id != other.id && self.above.contains(&other.id)
+    }
+
+    /// Whether a rename from one to the other can work: rename(2) wants one mount, not only one
+    /// filesystem.
+    pub fn shares_mount(&self, other: &Self) -> bool {
+        self.id.0 == other.id.0
+            && (self.mount == other.mount || self.mount.is_none() || other.mount.is_none())
+    }
+}
+
+/// Opens a directory that the user names: symlinks in the path are followed, the last one too.
+///
+/// # Errors
+/// Those of open(2), ENOTDIR for anything but a directory.
+pub fn open_named_dir(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Pins a directory that the user names, without the right to read it.
+///
+/// # Errors
+/// Those of open(2), ENOTDIR for anything but a directory.
+pub fn pin_named_dir(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Where the directory behind `fd` lies. The walk up ends early at a directory that may not be
+/// searched.
+///
+/// # Errors
+/// Those of fstat(2).
+pub fn place(fd: impl AsFd) -> Result<Place> {
+    let fd = fd.as_fd();
+    let id = file_id(fd)?;
+    let mount = mount_id(fd);
+    let mut above = Vec::new();
+    let mut here = (id, mount);
+    let mut at: Option<OwnedFd> = None;
+    loop {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let from = at.as_ref().map_or(fd, AsFd::as_fd);
+        let Ok(parent) = rustix::fs::openat(from, "..", flags, Mode::empty()) else { break };
+        // The mount too: a directory may be mounted on one that lies directly in it.
+        let next = (file_id(parent.as_fd())?, mount_id(parent.as_fd()));
+        if next == here {
+            break;
+        }
+        above.push(next.0);
+        here = next;
+        at = Some(parent);
+    }
+    Ok(Place { id, mount, above })
+}
+
+fn file_id(fd: impl AsFd) -> Result<FileId> {
+    rustix::fs::fstat(fd).map(|st| (st.st_dev, st.st_ino))
+}
+
+fn mount_id(fd: impl AsFd) -> Option<u64> {
+    let st = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
+    (st.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(st.stx_mnt_id)
+}
+
+/// Whether entries can be made in a directory.
+///
+/// # Errors
+/// EROFS on a read-only mount or filesystem, EACCES without the right.
+pub fn check_writable(dir: impl AsFd) -> Result<()> {
+    let dir = dir.as_fd();
+    if rustix::fs::fstatvfs(dir)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Err(Errno::ROFS);
+    }
+    match rustix::fs::accessat(dir, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+        // faccessat2(2) is of Linux 5.8: the first change will tell.
+        Err(Errno::NOSYS) => Ok(()),
+        other => other,
+    }
+}
+
+/// Takes the exclusive lock on a directory, which belongs to the open file description: it is passed
+/// on by fork(2) and given back by the kernel when the last descriptor is closed, be it by a crash.
+///
+/// # Errors
+/// EWOULDBLOCK: someone else has it.
+pub fn lock(dir: impl AsFd) -> Result<()> {
+    rustix::fs::flock(dir, FlockOperation::NonBlockingLockExclusive)
+}

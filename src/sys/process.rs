@@ -1,0 +1,157 @@
+//! The daemon's process: detaching from the caller, standard descriptors, limits.
+#![allow(unsafe_code)] // fork(2) and close_range(2) have no safe wrapper.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Resource, Rlimit, WaitOptions};
+
+use crate::error::{Errno, Result};
+
+/// The two processes after [`fork`].
+#[derive(Debug)]
+pub enum Fork {
+    /// The caller's process, which waits for the verdict.
+    Parent(Verdict),
+    /// The new process, in a session of its own, with umask 0 and without inherited descriptors but
+    /// the standard ones.
+    Child(Reporter),
+}
+
+/// The parent's end: what became of the child.
+#[derive(Debug)]
+pub struct Verdict {
+    pipe: OwnedFd,
+    child: Pid,
+}
+
+/// The child's end.
+#[derive(Debug)]
+pub struct Reporter {
+    pipe: std::fs::File,
+}
+
+const READY: u8 = b'+';
+const FAILED: u8 = b'-';
+
+/// Splits off a daemon. To be called while the process has one thread only.
+///
+/// # Errors
+/// Those of pipe(2) and fork(2).
+pub fn fork() -> Result<Fork> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    // SAFETY: the process has a single thread (the contract above), so that no lock can be left held
+    // in the child.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        -1 => Err(last_errno()),
+        0 => {
+            drop(read);
+            rustix::process::setsid()?;
+            rustix::process::umask(Mode::empty());
+            close_all_but(&write);
+            Ok(Fork::Child(Reporter { pipe: write.into() }))
+        }
+        pid => {
+            let child = Pid::from_raw(pid).ok_or(Errno::CHILD)?;
+            Ok(Fork::Parent(Verdict { pipe: read, child }))
+        }
+    }
+}
+
+/// Closes what the caller left open above the standard descriptors: a daemon that kept, say, the
+/// descriptor of a lock file would hold the lock for its whole life.
+fn close_all_but(keep: &OwnedFd) {
+    let close = |from: libc::c_uint, to: libc::c_uint| {
+        if from <= to {
+            // SAFETY: closes descriptors that nothing in this process owns: right after the fork, only
+            // `keep` has been opened by us. Failure (before Linux 5.9) leaves them open, no harm.
+            unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+        }
+    };
+    let Ok(keep) = libc::c_uint::try_from(keep.as_raw_fd()) else { return };
+    if keep >= 3 {
+        close(3, keep - 1);
+    }
+    close((keep + 1).max(3), libc::c_uint::MAX);
+}
+
+impl Verdict {
+    /// Waits until the child has reported or ended. The error is the child's message, or how it ended
+    /// without one.
+    ///
+    /// # Errors
+    /// Why the child failed.
+    pub fn wait(self) -> std::result::Result<(), String> {
+        let mut report = Vec::new();
+        // What a broken read leaves unread is treated as an end without a word.
+        let _ = std::fs::File::from(self.pipe).read_to_end(&mut report);
+        if let Some((&READY, _)) = report.split_first() {
+            return Ok(());
+        }
+        // It is at its end: its locks are free once it is gone.
+        let end = rustix::process::waitpid(Some(self.child), WaitOptions::empty()).ok().flatten();
+        match report.split_first() {
+            Some((_, message)) => Err(String::from_utf8_lossy(message).into_owned()),
+            None => Err(match end.and_then(|(_, status)| status.terminating_signal()) {
+                Some(signal) => format!("the daemon was killed by signal {signal} before the mount answered"),
+                None => "the daemon ended before the mount answered".into(),
+            }),
+        }
+    }
+}
+
+impl Reporter {
+    /// Tells the parent that all is well.
+    ///
+    /// # Errors
+    /// EPIPE when the parent is gone.
+    pub fn ready(mut self) -> std::io::Result<()> {
+        self.pipe.write_all(&[READY])
+    }
+
+    /// Tells the parent what went wrong.
+    pub fn failed(mut self, message: &str) {
+        let mut report = vec![FAILED];
+        report.extend_from_slice(message.as_bytes());
+        // A parent that is gone has nobody to tell.
+        let _ = self.pipe.write_all(&report);
+    }
+}
+
+/// Puts /dev/null in the place of standard input, output and error.
+///
+/// # Errors
+/// Those of open(2) and dup2(2).
+pub fn release_stdio() -> Result<()> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)
+}
+
+/// Lets the process open as many files as it may: each directory and open file of the mount needs
+/// one here. The limit is that of this process alone.
+pub fn raise_open_files() {
+    let now = rustix::process::getrlimit(Resource::Nofile);
+    // Nobody may have more than fs.nr_open (proc_sys_fs(5)); raising the hard limit up to it takes
+    // CAP_SYS_RESOURCE.
+    let ceiling = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|s| s.trim().parse().ok());
+    if let (Some(ceiling), Some(maximum)) = (ceiling, now.maximum)
+        && ceiling > maximum
+    {
+        let all = Rlimit { current: Some(ceiling), maximum: Some(ceiling) };
+        if rustix::process::setrlimit(Resource::Nofile, all).is_ok() {
+            return;
+        }
+    }
+    // Lower than asked for is no reason not to mount.
+    let _ =
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
