@@ -29,6 +29,10 @@ pub enum Mark {
     Whiteout,
     /// On a file whose data is still in a lower layer.
     Metacopy,
+    /// On the root of a layer: names that begin with `.wh.` are names like any other. Our own.
+    PlainNames,
+    /// On a character device that stands for one that would be a whiteout. Our own.
+    Escaped,
 }
 
 impl Mark {
@@ -42,6 +46,8 @@ impl Mark {
             (Namespace::Trusted, Self::Nlink) => "trusted.overlay.nlink",
             (Namespace::Trusted, Self::Whiteout) => "trusted.overlay.whiteout",
             (Namespace::Trusted, Self::Metacopy) => "trusted.overlay.metacopy",
+            (Namespace::Trusted, Self::PlainNames) => "trusted.overlay.unionfs.plain",
+            (Namespace::Trusted, Self::Escaped) => "trusted.overlay.unionfs.escaped",
             (Namespace::User, Self::Opaque) => "user.overlay.opaque",
             (Namespace::User, Self::Redirect) => "user.overlay.redirect",
             (Namespace::User, Self::Origin) => "user.overlay.origin",
@@ -49,6 +55,8 @@ impl Mark {
             (Namespace::User, Self::Nlink) => "user.overlay.nlink",
             (Namespace::User, Self::Whiteout) => "user.overlay.whiteout",
             (Namespace::User, Self::Metacopy) => "user.overlay.metacopy",
+            (Namespace::User, Self::PlainNames) => "user.overlay.unionfs.plain",
+            (Namespace::User, Self::Escaped) => "user.overlay.unionfs.escaped",
         };
         OsStr::new(name)
     }

@@ -20,6 +20,8 @@ pub struct Marks {
     pub redirect: Option<Redirect>,
     /// Some entries carry an origin.
     pub impure: bool,
+    /// On the root of a layer: no name in it is a whiteout by its spelling.
+    pub plain_names: bool,
 }
 
 const NAMESPACES: [Namespace; 2] = [Namespace::Trusted, Namespace::User];
@@ -46,6 +48,8 @@ pub fn read(fd: impl AsFd) -> Result<Marks> {
                 }
             } else if name == Mark::Impure.name(ns) {
                 marks.impure = true;
+            } else if name == Mark::PlainNames.name(ns) {
+                marks.plain_names = true;
             }
         }
         if name == names::FUSE_OVERLAYFS_OPAQUE {

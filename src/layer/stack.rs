@@ -7,6 +7,7 @@ use crate::error::{Errno, Result};
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
+use crate::layer::marks;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
 use crate::sys::mount;
@@ -39,10 +40,18 @@ pub struct LayerFds {
     pub lowers: Vec<OwnedFd>,
 }
 
+#[derive(Debug)]
+struct Layer {
+    role: Role,
+    root: Arc<Dir>,
+    /// Names that begin with `.wh.` are whiteouts, not entries.
+    wh_names: bool,
+}
+
 /// The layers of a mount.
 #[derive(Debug)]
 pub struct Stack {
-    roots: Vec<(Role, Arc<Dir>)>,
+    layers: Vec<Layer>,
     work: Option<WorkDir>,
     init_work: Option<WorkDir>,
     identity: Identity,
@@ -66,12 +75,14 @@ impl Stack {
     pub fn open(fds: LayerFds, userxattr: Option<bool>, volatile: bool) -> Result<Self> {
         let cache = Arc::new(FdCache::new(fd_budget()));
         let identity = Identity::default();
-        let mut roots: Vec<(Role, Arc<Dir>)> = Vec::new();
+        let mut layers: Vec<Layer> = Vec::new();
         let mut push = |role, fd: OwnedFd| -> Result<()> {
-            let id = LayerId::try_from(roots.len()).map_err(|_| Errno::TOOBIG)?;
+            let id = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
             let root = Dir::root(id, fd, &cache)?;
             identity.add(root.id().0, root.fd()?.as_fd());
-            roots.push((role, root));
+            // Unpacked image layers and those of AUFS; what we wrote ourselves says that it is not one.
+            let wh_names = role == Role::Lower && !marks::read(root.fd()?)?.plain_names;
+            layers.push(Layer { role, root, wh_names });
             Ok(())
         };
         let mut work = None;
@@ -90,22 +101,22 @@ impl Stack {
             (Some(dir), Some(_)) => Some(WorkDir::open(dir, &cache, userxattr)?),
             _ => None,
         };
-        Ok(Self { roots, work, init_work, identity, volatile })
+        Ok(Self { layers, work, init_work, identity, volatile })
     }
 
     /// The number of layers.
     pub fn len(&self) -> usize {
-        self.roots.len()
+        self.layers.len()
     }
 
     /// Never: a stack has a layer at least.
     pub fn is_empty(&self) -> bool {
-        self.roots.is_empty()
+        self.layers.is_empty()
     }
 
     /// What a layer is for; anything unknown counts as a lower.
     pub fn role(&self, layer: LayerId) -> Role {
-        self.roots.get(usize::from(layer)).map_or(Role::Lower, |r| r.0)
+        self.layers.get(usize::from(layer)).map_or(Role::Lower, |l| l.role)
     }
 
     /// Whether objects of a layer are changed where they are.
@@ -115,12 +126,18 @@ impl Stack {
 
     /// Whether a layer is the last one: nothing lies below it.
     pub fn is_bottom(&self, layer: LayerId) -> bool {
-        usize::from(layer) + 1 >= self.roots.len()
+        usize::from(layer) + 1 >= self.layers.len()
+    }
+
+    /// Whether names of a layer that begin with `.wh.` are whiteouts, in the form of AUFS and of the OCI
+    /// image spec (layer.md, "Whiteouts").
+    pub fn has_wh_names(&self, layer: LayerId) -> bool {
+        self.layers.get(usize::from(layer)).is_some_and(|l| l.wh_names)
     }
 
     /// The roots of the layers, topmost first.
     pub fn roots(&self) -> impl ExactSizeIterator<Item = &Arc<Dir>> {
-        self.roots.iter().map(|r| &r.1)
+        self.layers.iter().map(|l| &l.root)
     }
 
     /// Whether anything can be changed.

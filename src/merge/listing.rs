@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use crate::error::{Errno, Result};
+use crate::format::names;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::stack::{Role, Stack};
 use crate::merge::lookup::is_whiteout;
@@ -38,8 +39,15 @@ pub fn list(stack: &Stack, parts: &[Arc<Dir>], impure: bool) -> Result<Vec<Entry
         let last = i + 1 == parts.len();
         let upper = stack.role(dir.layer()) == Role::Upper;
         let dev = dir.id().0;
+        let wh_names = stack.has_wh_names(dir.layer());
+        // What this layer hides in those below it, where it says so by other names.
+        let mut hidden: Vec<Box<OsStr>> = Vec::new();
         let fd = dir.fd()?;
         file::list(&fd, |name, ino, kind| {
+            if wh_names && names::is_wh(name) {
+                hidden.extend(names::wh_target(name).map(Into::into));
+                return Ok(());
+            }
             if i > 0 && seen.contains(name) {
                 return Ok(());
             }
@@ -57,6 +65,7 @@ pub fn list(stack: &Stack, parts: &[Arc<Dir>], impure: bool) -> Result<Vec<Entry
             entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
             Ok(())
         })?;
+        seen.extend(hidden);
     }
     Ok(entries)
 }

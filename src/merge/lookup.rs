@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use crate::error::{Errno, Result};
+use crate::format::names;
 use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::marks;
@@ -96,8 +97,21 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
     let mut at = 0;
     while let Some(dir) = parts.get(at) {
         at += 1;
+        let layer = dir.layer();
+        // The last layer hides nothing.
+        let hides = !stack.is_bottom(layer);
+        let wh_names = stack.has_wh_names(layer);
+        if wh_names && names::is_wh(&name) {
+            continue;
+        }
         let st = match file::stat_at(dir.fd()?, &name) {
             Ok(st) => st,
+            Err(Errno::NOENT) if wh_names && hides && marks::has_wh(dir.fd()?, &name)? => {
+                if found.is_some() {
+                    break;
+                }
+                return Ok(Found::Nothing { whiteout: Some(layer) });
+            }
             Err(Errno::NOENT) => continue,
             Err(e) => return Err(e),
         };
@@ -107,7 +121,7 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
                 break;
             }
             if is_whiteout(dir, &name, &st)? {
-                return Ok(Found::Nothing { whiteout: Some(dir.layer()) });
+                return Ok(Found::Nothing { whiteout: Some(layer) });
             }
             return Ok(Found::Other(Other { dir: dir.clone(), stat: st }));
         }
@@ -165,7 +179,8 @@ pub fn hidden_below(stack: &Stack, parts: &[Arc<Dir>], layer: LayerId, name: &Os
 pub fn root(stack: &Stack) -> Result<DirFound> {
     let mut found: Option<DirFound> = None;
     for root in stack.roots() {
-        let marks = marks::read(root.fd()?)?;
+        let mut marks = marks::read(root.fd()?)?;
+        marks.opaque |= stack.has_wh_names(root.layer()) && marks::has_wh_opaque(root.fd()?)?;
         match &mut found {
             None => {
                 let stat = file::stat_fd(root.fd()?)?;
