@@ -31,8 +31,6 @@ pub enum Mark {
     Metacopy,
     /// On the root of a layer: names that begin with `.wh.` are names like any other. Our own.
     PlainNames,
-    /// On a character device that stands for one that would be a whiteout. Our own.
-    Escaped,
 }
 
 impl Mark {
@@ -47,7 +45,6 @@ impl Mark {
             (Namespace::Trusted, Self::Whiteout) => "trusted.overlay.whiteout",
             (Namespace::Trusted, Self::Metacopy) => "trusted.overlay.metacopy",
             (Namespace::Trusted, Self::PlainNames) => "trusted.overlay.unionfs.plain",
-            (Namespace::Trusted, Self::Escaped) => "trusted.overlay.unionfs.escaped",
             (Namespace::User, Self::Opaque) => "user.overlay.opaque",
             (Namespace::User, Self::Redirect) => "user.overlay.redirect",
             (Namespace::User, Self::Origin) => "user.overlay.origin",
@@ -56,7 +53,6 @@ impl Mark {
             (Namespace::User, Self::Whiteout) => "user.overlay.whiteout",
             (Namespace::User, Self::Metacopy) => "user.overlay.metacopy",
             (Namespace::User, Self::PlainNames) => "user.overlay.unionfs.plain",
-            (Namespace::User, Self::Escaped) => "user.overlay.unionfs.escaped",
         };
         OsStr::new(name)
     }
@@ -94,6 +90,11 @@ pub fn from_layer(name: &OsStr) -> Option<OsString> {
         Some(OsString::from_vec([prefix, rest].concat()))
     })
 }
+
+/// The number under which a layer keeps a character device 0:0 that a program made: as it stands it would
+/// be a whiteout. Major 0 belongs to filesystems without a device (Documentation/admin-guide/devices.txt),
+/// so no driver answers to this one either.
+pub const ESCAPED_DEVICE: u64 = libc::makedev(0, 0xf_ffff);
 
 /// Prefix of whiteouts in the AUFS and OCI form (OCI image spec, layer.md, "Whiteouts").
 pub const WH_PREFIX: &str = ".wh.";

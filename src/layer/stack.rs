@@ -38,6 +38,8 @@ pub struct LayerFds {
     pub init_work: Option<OwnedFd>,
     /// The lowers, topmost first.
     pub lowers: Vec<OwnedFd>,
+    /// Data-only lowers: they hold data that files of the lowers name by path, and show nothing.
+    pub data: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,7 @@ struct Layer {
 #[derive(Debug)]
 pub struct Stack {
     layers: Vec<Layer>,
+    data: Vec<Arc<Dir>>,
     work: Option<WorkDir>,
     init_work: Option<WorkDir>,
     identity: Identity,
@@ -93,15 +96,21 @@ impl Stack {
         if let Some(init) = fds.init {
             push(Role::Init, init)?;
         }
+        let private = |lower: OwnedFd| mount::clone_read_only(&lower).ok().unwrap_or(lower);
         for lower in fds.lowers {
-            let clone = mount::clone_read_only(&lower).ok();
-            push(Role::Lower, clone.unwrap_or(lower))?;
+            push(Role::Lower, private(lower))?;
         }
+        let bottom = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
+        let data = fds
+            .data
+            .into_iter()
+            .map(|layer| Dir::root(bottom, private(layer), &cache))
+            .collect::<Result<Vec<_>>>()?;
         let init_work = match (fds.init_work, &work) {
             (Some(dir), Some(_)) => Some(WorkDir::open(dir, &cache, userxattr)?),
             _ => None,
         };
-        Ok(Self { layers, work, init_work, identity, volatile })
+        Ok(Self { layers, data, work, init_work, identity, volatile })
     }
 
     /// The number of layers.
@@ -138,6 +147,16 @@ impl Stack {
     /// The roots of the layers, topmost first.
     pub fn roots(&self) -> impl ExactSizeIterator<Item = &Arc<Dir>> {
         self.layers.iter().map(|l| &l.root)
+    }
+
+    /// Whether there are data-only layers.
+    pub fn has_data_only(&self) -> bool {
+        !self.data.is_empty()
+    }
+
+    /// The roots of the data-only layers, in the order in which they are asked.
+    pub fn data_roots(&self) -> impl Iterator<Item = &Arc<Dir>> {
+        self.data.iter()
     }
 
     /// Whether anything can be changed.

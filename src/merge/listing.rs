@@ -28,11 +28,9 @@ pub struct Entry {
 
 /// Lists the directory made of `parts`, topmost first, without `.` and `..`.
 ///
-/// `impure`: entries of the topmost part may carry an origin.
-///
 /// # Errors
 /// Those of reading the layers.
-pub fn list(stack: &Stack, parts: &[Arc<Dir>], impure: bool) -> Result<Vec<Entry>> {
+pub fn list(stack: &Stack, parts: &[Arc<Dir>]) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut seen: HashSet<Box<OsStr>> = HashSet::new();
     for (i, dir) in parts.iter().enumerate() {
@@ -60,7 +58,7 @@ pub fn list(stack: &Stack, parts: &[Arc<Dir>], impure: bool) -> Result<Vec<Entry
             }
             // The number of an upper directory is that of a part below, if there is one; that of an
             // upper file is its origin's.
-            let indirect = upper && if kind == FileType::Directory { !last } else { impure };
+            let indirect = upper && if kind == FileType::Directory { !last } else { dir.impure() };
             let ino = (!indirect).then(|| stack.identity().compose(dev, ino));
             entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
             Ok(())
@@ -90,6 +88,5 @@ fn visible(dir: &Dir, name: &OsStr, kind: FileType) -> Result<Option<FileType>> 
 
 /// Whether the directory made of `parts` has no entry.
 pub fn is_empty(stack: &Stack, parts: &[Arc<Dir>]) -> Result<bool> {
-    // A purely upper directory is decided by its own entries, all of which count.
-    list(stack, parts, false).map(|entries| entries.is_empty())
+    list(stack, parts).map(|entries| entries.is_empty())
 }

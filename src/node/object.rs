@@ -12,6 +12,7 @@ use crate::error::{Errno, Result};
 use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
 use crate::merge::index::Indexed;
+use crate::merge::lookup::Data;
 use crate::node::io::Io;
 use crate::node::table::Table;
 use crate::sys::file::{self, Stat};
@@ -43,12 +44,14 @@ pub struct State {
     pub id: (u64, u64),
     /// A directory's parts, topmost first.
     pub parts: Vec<Arc<Dir>>,
-    /// A directory: entries of the topmost part may have an origin.
-    pub impure: bool,
     /// A directory in the upper: where lower layers keep the rest of it.
     pub redirect: Option<Redirect>,
     /// A copied-up hardlink.
     pub indexed: Option<Indexed>,
+    /// A lower hardlink: how many of its names are gone from the union.
+    pub gone: u32,
+    /// A regular file that has only attributes where it is: where its data is.
+    pub data: Option<Data>,
     /// Refers to the real object once it has no name left (O_PATH).
     pub pinned: Option<Arc<OwnedFd>>,
     /// The real object is in a lower and has names there, but none in the union.
@@ -67,6 +70,7 @@ pub struct Node {
     /// A directory: held for reading to look names up and list them, for writing to change them.
     pub names: RwLock<()>,
     layer: AtomicU16,
+    content: AtomicU16,
     state: RwLock<State>,
     io: Mutex<Io>,
     table: Weak<Table>,
@@ -78,12 +82,14 @@ const MOVED_RETRIES: usize = 1000;
 impl Node {
     /// A node not in any table yet; [`Table::admit`] puts it there.
     pub(super) fn new(table: &Arc<Table>, ino: u64, kind: FileType, layer: LayerId, state: State) -> Self {
+        let content = state.content_layer(layer);
         Self {
             ino,
             kind,
             copying: Mutex::new(()),
             names: RwLock::new(()),
             layer: AtomicU16::new(layer),
+            content: AtomicU16::new(content),
             state: RwLock::new(state),
             io: Mutex::new(Io::default()),
             table: Arc::downgrade(table),
@@ -98,6 +104,11 @@ impl Node {
     /// The layer that holds the real object (a directory's topmost part).
     pub fn layer(&self) -> LayerId {
         self.layer.load(Ordering::Acquire)
+    }
+
+    /// The layer that holds a file's data.
+    pub fn content_layer(&self) -> LayerId {
+        self.content.load(Ordering::Acquire)
     }
 
     /// Looks at the state.
@@ -115,6 +126,7 @@ impl Node {
         let mut state = self.state.write();
         let out = f(&mut state);
         self.layer.store(layer, Ordering::Release);
+        self.content.store(state.content_layer(layer), Ordering::Release);
         out
     }
 
@@ -240,6 +252,11 @@ impl Node {
                 st.nlink = 1;
             } else if let Some(indexed) = &s.indexed {
                 st.nlink = u32::try_from((i64::from(st.nlink) + indexed.diff).max(0)).unwrap_or(u32::MAX);
+            } else {
+                st.nlink = st.nlink.saturating_sub(s.gone);
+            }
+            if let Some(data) = &s.data {
+                st.blocks = data.blocks;
             }
         });
         st
@@ -267,11 +284,29 @@ impl Node {
         })
     }
 
-    /// Opens a regular file. `flags`: access mode and status flags.
+    /// Opens a regular file's data. `flags`: access mode and status flags.
     ///
     /// # Errors
     /// Those of open(2); ESTALE as for [`Self::stat`].
     pub fn open(
+        &self,
+        index: Option<&Arc<Dir>>,
+        flags: rustix::fs::OFlags,
+        noatime: bool,
+    ) -> Result<(OwnedFd, Stat)> {
+        if let Some(data) = self.with(|s| s.data.clone()) {
+            let fd = file::open_regular(data.dir.fd()?, &data.name, flags, noatime)?;
+            let st = file::stat_fd(&fd)?;
+            return if (st.dev, st.ino) == data.id { Ok((fd, st)) } else { Err(Errno::STALE) };
+        }
+        self.open_here(index, flags, noatime)
+    }
+
+    /// Opens the regular file where its attributes are.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn open_here(
         &self,
         index: Option<&Arc<Dir>>,
         flags: rustix::fs::OFlags,
@@ -291,6 +326,13 @@ impl Node {
             let st = file::stat_fd(&fd)?;
             Ok(((fd, st), st))
         })
+    }
+}
+
+impl State {
+    /// The layer that holds a file's data, when its attributes are in `layer`.
+    fn content_layer(&self, layer: LayerId) -> LayerId {
+        self.data.as_ref().map_or(layer, |data| data.dir.layer())
     }
 }
 
