@@ -25,10 +25,6 @@ use crate::error::{Errno, Result};
 use crate::fs::{Backing, Opened, SetAttr, UnionFs};
 use crate::sys::cred;
 
-/// The longest answer to COPY_FILE_RANGE in bytes: the reply holds 32 bits, and the kernel's own
-/// limit for one I/O (`MAX_RW_COUNT`) keeps the rest of the range page aligned.
-const MAX_COPY: u64 = 0x7fff_f000;
-
 thread_local! {
     /// Where reads land before they are sent; grows to the largest request of the thread.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -596,7 +592,7 @@ impl fuser::Filesystem for Adapter {
         self.answer(
             Op::CopyFileRange,
             reply,
-            |_| self.fs.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len.min(MAX_COPY)),
+            |_| self.fs.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len),
             |r, n| r.written(u32::try_from(n).unwrap_or(u32::MAX)),
         );
     }

@@ -21,6 +21,10 @@ const WORK: &str = "work directory";
 const INIT_WORK: &str = "work directory of the init layer";
 const MOUNT_POINT: &str = "mount point";
 
+/// How long a lock is waited for: [`LOCK_RETRIES`] times this.
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+const LOCK_RETRIES: u32 = 100;
+
 /// Proof that the layers of a mount are usable, and the locks on its writable directories: another
 /// mount cannot claim them until this is dropped.
 #[derive(Debug)]
@@ -331,7 +335,16 @@ fn lock(dir: &Opened) -> Result<OwnedFd, MountError> {
             other => format!("cannot be used: {other}"),
         })
     })?;
-    place::lock(&dir.fd).map_err(|e| {
+    let mut locked = place::lock(&dir.fd);
+    // A mount that was just ended holds on until its daemon has exited.
+    for _ in 0..LOCK_RETRIES {
+        if locked != Err(Errno::WOULDBLOCK) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        locked = place::lock(&dir.fd);
+    }
+    locked.map_err(|e| {
         dir.at.error(match e {
             Errno::WOULDBLOCK => {
                 "is in use by a live mount; unmount that first or choose another directory".into()

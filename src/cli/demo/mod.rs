@@ -6,9 +6,12 @@ mod view;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use parking_lot::Mutex;
@@ -30,6 +33,10 @@ const LAYERS: [&str; 5] = ["upper", "init", "image2", "image1", "base"];
 /// Where the column behind the names starts.
 const COLUMN: usize = 22;
 
+/// How long a signal waits for a step that is under way. A step takes milliseconds, unless the mount
+/// hangs.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Runs the demonstration.
 ///
 /// # Errors
@@ -37,53 +44,73 @@ const COLUMN: usize = 22;
 pub fn run() -> Result<(), MountError> {
     session::check_device()?;
     let failed = |e: io::Error| MountError::System(format!("the demo has failed: {e}"));
-    let scene = Arc::new(Mutex::new(Some(Scene::new().map_err(failed)?)));
+    let scene = Arc::new(Scene::default());
+    // Before there is anything to clean up.
     clean_up_on_signal(Arc::clone(&scene)).map_err(failed)?;
-    let dir = scene.lock().as_ref().map(|s| s.dir.clone()).unwrap_or_default();
-    let mut story = Story { out: Box::new(anstream::stdout()), dir, step: 0 };
-    let told = story.tell(&scene);
-    // Taken out, so that a signal from here on finds nothing to do.
-    let left = scene.lock().take();
-    let cleaned = left.map_or(Ok(()), |scene| scene.clean_up());
+    let dir = scene.set().map_err(failed)?;
+    let mut story = Story { out: Box::new(anstream::stdout()), scene: Arc::clone(&scene), dir, step: 0 };
+    let told = story.tell();
+    let cleaned = scene.clean_up(&mut scene.over.lock());
     told.map_err(failed)?;
     cleaned.map_err(failed)?;
     story.farewell().map_err(failed)
 }
 
 /// The temporary directory, and the mount in it while there is one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Scene {
-    dir: PathBuf,
+    dir: OnceLock<PathBuf>,
+    /// Set once all is cleaned up. Held while something is done that would have to be cleaned up.
+    over: Mutex<bool>,
 }
 
 impl Scene {
-    fn new() -> io::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("unionfs-demo-").tempdir()?.keep();
-        // The mount table knows the path without symlinks.
-        Ok(Self { dir: dir.canonicalize()? })
+    /// Makes the temporary directory.
+    fn set(&self) -> io::Result<PathBuf> {
+        self.act(|| {
+            let dir = tempfile::Builder::new().prefix("unionfs-demo-").tempdir()?;
+            // The mount table knows the path without symlinks.
+            let path = dir.path().canonicalize()?;
+            let _ = dir.keep();
+            Ok(self.dir.get_or_init(|| path).clone())
+        })
     }
 
-    fn is_mounted(&self) -> io::Result<bool> {
-        Ok(mounts::top_at(&self.dir.join("root"))?.is_some_and(|entry| mountinfo::is_unionfs(&entry)))
+    /// Does something that leaves traces, unless all is over.
+    fn act<T>(&self, what: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let over = self.over.lock();
+        if *over { Err(io::ErrorKind::Interrupted.into()) } else { what() }
     }
 
-    /// Unmounts what is mounted and removes the directory.
-    fn clean_up(self) -> io::Result<()> {
-        if self.is_mounted()? {
-            session::unmount(&self.dir.join("root"), true)?;
+    /// Unmounts what is mounted and removes the directory; once.
+    fn clean_up(&self, over: &mut bool) -> io::Result<()> {
+        if std::mem::replace(over, true) {
+            return Ok(());
         }
-        fs::remove_dir_all(&self.dir)
+        let Some(dir) = self.dir.get() else { return Ok(()) };
+        let root = dir.join("root");
+        if is_mounted(&root)? {
+            session::unmount(&root, true)?;
+        }
+        fs::remove_dir_all(dir)
     }
 }
 
-fn clean_up_on_signal(scene: Arc<Mutex<Option<Scene>>>) -> io::Result<()> {
+fn is_mounted(root: &Path) -> io::Result<bool> {
+    Ok(mounts::top_at(root)?.is_some_and(|entry| mountinfo::is_unionfs(&entry)))
+}
+
+fn clean_up_on_signal(scene: Arc<Scene>) -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
+    thread::Builder::new().name("signals".into()).spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
-        // While the lock is held, a mount is being made or the end is near.
-        if let Some(scene) = scene.lock().take()
-            && let Err(e) = scene.clean_up()
-        {
+        // Kept until the exit: nothing may be done after it.
+        let mut guard = scene.over.try_lock_for(PATIENCE);
+        let cleaned = match &mut guard {
+            Some(over) => scene.clean_up(over),
+            None => scene.clean_up(&mut false),
+        };
+        if let Err(e) = cleaned {
             let _ = writeln!(io::stderr(), "unionfs: the demo could not clean up: {e}");
         }
         // As a shell tells of a death by signal.
@@ -95,12 +122,13 @@ fn clean_up_on_signal(scene: Arc<Mutex<Option<Scene>>>) -> io::Result<()> {
 /// Tells what happens while it happens.
 struct Story {
     out: Box<dyn Write>,
+    scene: Arc<Scene>,
     dir: PathBuf,
     step: usize,
 }
 
 impl Story {
-    fn tell(&mut self, scene: &Mutex<Option<Scene>>) -> io::Result<()> {
+    fn tell(&mut self) -> io::Result<()> {
         self.say(
             "A union filesystem shows several directories, its layers, as one tree. The layers below are never\n\
              changed: what is changed, added or deleted lands in the layer on top.",
@@ -109,7 +137,7 @@ impl Story {
         let lowers = ["base", "image1", "image2"].map(|name| (name, self.dir.join(name)));
         let before: Vec<_> =
             lowers.iter().map(|(_, path)| view::snapshot(path)).collect::<io::Result<_>>()?;
-        self.mount(scene)?;
+        self.mount()?;
         self.step("The merged tree, and the layer that each entry comes from")?;
         self.merged()?;
         self.say(
@@ -128,7 +156,7 @@ impl Story {
         self.merged()?;
         self.step("Unmount it")?;
         self.call("unionfs umount root", |story| story.unionfs(&["umount", "root"]))?;
-        if scene.lock().as_ref().map(Scene::is_mounted).transpose()? == Some(true) {
+        if is_mounted(&self.dir.join("root"))? {
             return Err(io::Error::other("the mount is still there"));
         }
         self.say("The layers stay as they are; mounted again, they give the same tree.")
@@ -136,8 +164,7 @@ impl Story {
 
     fn layers(&mut self) -> io::Result<()> {
         self.step("The layers, from the bottom up")?;
-        let dir = self.dir.clone();
-        sample::build(&dir)?;
+        self.scene.act(|| sample::build(&self.dir))?;
         for (name, what) in sample::LOWERS {
             self.layer(name, what)?;
         }
@@ -145,16 +172,15 @@ impl Story {
         self.layer("upper", "takes everything new; still empty")
     }
 
-    fn mount(&mut self, scene: &Mutex<Option<Scene>>) -> io::Result<()> {
+    fn mount(&mut self) -> io::Result<()> {
         self.step("Mount them: lower layers topmost first, then the upper, then the place")?;
-        // A signal must find the mount made or not, so it waits for this lock.
-        let scene = scene.lock();
         self.call("unionfs mount --init init image2:image1:base upper root", |story| {
             story.unionfs(&["mount", "--init", "init", "image2:image1:base", "upper", "root"])
         })?;
-        match scene.as_ref().map(Scene::is_mounted).transpose()? {
-            Some(true) => Ok(()),
-            _ => Err(io::Error::other("the mount did not appear")),
+        if is_mounted(&self.dir.join("root"))? {
+            Ok(())
+        } else {
+            Err(io::Error::other("the mount did not appear"))
         }
     }
 
@@ -252,7 +278,7 @@ impl Story {
     fn call(&mut self, command: &str, act: impl FnOnce(&Self) -> io::Result<()>) -> io::Result<()> {
         writeln!(self.out, "   {CALL}$ {command}{CALL:#}")?;
         self.out.flush()?;
-        act(self).map_err(|e| io::Error::other(format!("{command}: {e}")))
+        self.scene.act(|| act(self)).map_err(|e| io::Error::other(format!("{command}: {e}")))
     }
 
     /// Runs this program in the directory of the layers.
@@ -260,6 +286,8 @@ impl Story {
         let output = Command::new(std::env::current_exe()?)
             .args(args)
             .current_dir(&self.dir)
+            // Ctrl-C in a terminal is for this process alone, which lets the mount be made first.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
