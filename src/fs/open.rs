@@ -41,7 +41,8 @@ impl UnionFs {
         // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
         let layer = node.content_layer();
         let (fd, st) = node.open(self.index(), real, !self.stack.in_place(layer))?;
-        if truncate && st.size > 0 {
+        if truncate {
+            // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;
         }
         if truncate && !caller.keeps_setid() {

@@ -19,6 +19,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use tempfile::TempDir;
 
@@ -202,9 +203,15 @@ impl Union {
         self
     }
 
-    /// Unmounts, which must succeed at once.
+    /// Unmounts.
     pub fn unmount(&mut self) {
-        rustix::mount::unmount(self.mnt(), UnmountFlags::empty()).unwrap();
+        // A process that another test has just forked holds our open files until its exec.
+        let mut result = Ok(());
+        wait_for(Duration::from_secs(3), || {
+            result = rustix::mount::unmount(self.mnt(), UnmountFlags::empty());
+            result != Err(Errno::BUSY)
+        });
+        result.unwrap();
     }
 
     /// Unmounts and mounts.
