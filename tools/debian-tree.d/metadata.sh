@@ -35,3 +35,12 @@ rm -r common-licenses
 cp -a /srv/copy common-licenses
 setfattr -n user.comment -v 'a comment' common-licenses/GPL-2 2>/dev/null ||
     python3 -c 'import os; os.setxattr("common-licenses/GPL-2", "user.comment", b"a comment")'
+# One name of a hardlink of a lower layer changes: so does the other.
+cd /usr/bin
+test perlbug -ef perlthanks
+echo '# appended' >>perlbug
+chmod 700 perlthanks
+test perlbug -ef perlthanks
+cmp perlbug perlthanks
+test "$(stat -c '%a %h' perlbug)" = '700 2'
+test "$(tail -n 1 perlthanks)" = '# appended'
