@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::fs::FileType;
@@ -76,8 +77,9 @@ pub struct Node {
     table: Weak<Table>,
 }
 
-/// How often a name that was moved under us is looked for again.
-const MOVED_RETRIES: usize = 1000;
+/// How long an object that is not where it was is waited for: at a time, and in all.
+const MOVED_PAUSE: Duration = Duration::from_millis(5);
+const MOVED_LIMIT: Duration = Duration::from_secs(2);
 
 impl Node {
     /// A node not in any table yet; [`Table::admit`] puts it there.
@@ -195,31 +197,40 @@ impl Node {
     }
 
     /// Runs `f` on the directory and name of the real object until it finds that very object there:
-    /// others may rename it meanwhile. `f` gives what it found with its attributes.
+    /// others may rename it meanwhile. `f` gives what it found with its attributes; it is given an empty
+    /// name when the descriptor is the object itself.
     fn by_name<T>(
         &self,
         index: Option<&Arc<Dir>>,
         mut f: impl FnMut(&OwnedFd, &OsStr) -> Result<(T, Stat)>,
     ) -> Result<T> {
-        let mut last = Errno::STALE;
-        for attempt in 0..MOVED_RETRIES {
-            let Some((dir, name)) = self.place(index) else { return Err(Errno::STALE) };
-            match dir.fd().and_then(|fd| f(&fd, &name)) {
-                Ok((found, st)) if (st.dev, st.ino) == self.with(|s| s.id) => return Ok(found),
-                Ok(_) => last = Errno::STALE,
-                Err(e @ (Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP)) => last = e,
-                Err(e) => return Err(e),
-            }
+        let mut once = || {
             if let Some(pinned) = self.with(|s| s.pinned.clone()) {
                 return f(&pinned, OsStr::new("")).map(|(found, _)| found);
             }
-            // Whoever moves it holds the directory's names: wait for that.
-            match self.any_link() {
-                Some(link) if attempt % 8 == 0 => drop(link.parent.names.read_recursive()),
-                _ => std::thread::yield_now(),
+            let (dir, name) = self.place(index).ok_or(Errno::STALE)?;
+            match f(&*dir.fd()?, &name)? {
+                (found, st) if (st.dev, st.ino) == self.with(|s| s.id) => Ok(found),
+                _ => Err(Errno::STALE),
+            }
+        };
+        let mut waited = Duration::ZERO;
+        loop {
+            match once() {
+                Err(Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP) => {}
+                other => return other,
+            }
+            // Whoever moves it holds the names of its directory. With those in hand, what is found is
+            // final. They may be in the hands of this very thread, though: never wait without a limit.
+            let Some(link) = self.any_link() else { return once() };
+            if let Some(_names) = link.parent.names.try_read_recursive_for(MOVED_PAUSE) {
+                return once();
+            }
+            waited += MOVED_PAUSE;
+            if waited > MOVED_LIMIT {
+                return once();
             }
         }
-        Err(last)
     }
 
     /// Attributes of the real object, with its number of names in the union. `index`: the index
