@@ -8,9 +8,13 @@ use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
 use crate::layer::stack::{Role, UPPER};
 use crate::merge::lookup::{DirFound, Found, Other};
+use crate::merge::lowers::{Lowers, Parts};
 use crate::merge::{index, lookup, number};
 use crate::node::{Link, Node, State};
 use crate::sys::file::Stat;
+
+/// With so many lower parts, lookups read all that they hold instead of asking each.
+const LOOKUPS_READ_LOWERS: usize = 8;
 
 impl UnionFs {
     /// The object that `name` in directory `parent` stands for. Counts one lookup of it.
@@ -53,7 +57,24 @@ impl UnionFs {
 
     /// What `name` stands for; the parent's names must be locked.
     pub(super) fn resolve(&self, parent: &Node, name: &OsStr) -> Result<Found> {
-        lookup::lookup(&self.stack, &parent.parts()?, name)
+        lookup::lookup(&self.stack, &self.parts(parent, LOOKUPS_READ_LOWERS)?, name)
+    }
+
+    /// A directory's parts. When there are at least `many` lower ones, all that they hold is read once.
+    pub(super) fn parts(&self, node: &Node, many: usize) -> Result<Parts> {
+        let parts = node.parts()?;
+        if parts.lowers().is_some() || parts.lower_count(&self.stack) < many {
+            return Ok(parts);
+        }
+        let Some(lowers) = Lowers::read(&self.stack, parts.dirs())? else { return Ok(parts) };
+        let parts = parts.with_lowers(lowers);
+        // What was copied up meanwhile has another top part: its lowers are read when asked again.
+        node.update(|s| {
+            if s.parts.dirs().len() == parts.dirs().len() {
+                s.parts = parts.clone();
+            }
+        });
+        Ok(parts)
     }
 
     /// The node of the entry `name`, with its attributes; the parent's names must be locked.
@@ -82,7 +103,7 @@ impl UnionFs {
         let mut state = Some(State {
             links: vec![link],
             id,
-            parts: dir.parts,
+            parts: dir.parts.into(),
             redirect: dir.redirect,
             ..State::default()
         });

@@ -110,7 +110,7 @@ impl UnionFs {
         let layer = found.parts.first().map_or(UPPER, |p| p.layer());
         let (root, _) = table.admit(ROOT, FileType::Directory, layer, || State {
             id: (found.stat.dev, found.stat.ino),
-            parts: found.parts,
+            parts: found.parts.into(),
             ..State::default()
         });
         Ok(Self {

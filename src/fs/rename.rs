@@ -215,7 +215,7 @@ impl UnionFs {
         let physical = self.physical(&to_dir, new_name)?;
         match rename(&self.stack, side, &to_dir, new_name, physical, whiteout) {
             Err(Errno::XDEV) if layer != home => {
-                self.copy_across(node, &from_dir, name, &to_dir, new_name, home)?;
+                self.copy_across(node, &from_dir, name, whiteout, &to_dir, new_name)?;
             }
             other => other?,
         }
@@ -271,7 +271,7 @@ impl UnionFs {
     ) -> Result<Option<Redirect>> {
         let part = self.writable(node, UPPER)?;
         let abilities = self.stack.work(UPPER)?.abilities();
-        let merged = node.with(|s| s.parts.len() > 1);
+        let merged = node.with(|s| s.parts.dirs().len() > 1);
         if !merged {
             if hidden_below(&self.stack, &to.parts()?, UPPER, new_name)? {
                 part.set_own_mark(Mark::Opaque, abilities.namespace, b"y")?;
@@ -336,10 +336,11 @@ impl UnionFs {
         node: &Arc<Node>,
         from: &Writable,
         name: &OsStr,
+        whiteout: bool,
         to: &Writable,
         new_name: &OsStr,
-        home: LayerId,
     ) -> Result<()> {
+        let home = to.dir().layer();
         let fd = node.pin(self.index())?;
         let st = file::stat_fd(&*fd)?;
         if st.nlink > 1 || node.io().is_passed() {
@@ -349,9 +350,6 @@ impl UnionFs {
         let content = self.content(node, &st, st.size)?;
         let staged = copy_up::stage(&self.stack, home, fd.as_fd(), &st, content.as_content(), None)?;
         let new = staged.replace(to, new_name)?;
-        let layer = from.dir().layer();
-        let whiteout =
-            self.is_init(layer) || hidden_below(&self.stack, std::slice::from_ref(from.dir()), layer, name)?;
         crate::edit::remove::remove(&self.stack, from, name, false, whiteout)?;
         node.relocate(home, |s| s.id = (new.dev, new.ino));
         Ok(())

@@ -103,7 +103,7 @@ impl UnionFs {
         if node.part(UPPER).is_some() {
             return Ok(());
         }
-        let top = node.parts()?.into_iter().next().ok_or(Errno::NOENT)?;
+        let top = node.parts()?.dirs().first().cloned().ok_or(Errno::NOENT)?;
         let fd = top.fd()?;
         let st = file::stat_fd(&fd)?;
         let origin = index::origin_of(&self.stack, &top, OsStr::new(""))?;
@@ -118,7 +118,7 @@ impl UnionFs {
         let part = Dir::below(parent, &link.name, &new);
         node.relocate(UPPER, |s| {
             s.id = (new.dev, new.ino);
-            s.parts.insert(0, part);
+            s.parts = s.parts.with_top(part);
             s.redirect = None;
             s.links.iter_mut().for_each(|l| l.layer = UPPER);
         });

@@ -14,6 +14,7 @@ use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
 use crate::merge::index::Indexed;
 use crate::merge::lookup::Data;
+use crate::merge::lowers::Parts;
 use crate::node::io::Io;
 use crate::node::table::Table;
 use crate::sys::file::{self, Stat};
@@ -44,7 +45,7 @@ pub struct State {
     /// Device and inode number of the real object (of a directory's topmost part).
     pub id: (u64, u64),
     /// A directory's parts, topmost first.
-    pub parts: Vec<Arc<Dir>>,
+    pub parts: Parts,
     /// A directory in the upper: where lower layers keep the rest of it.
     pub redirect: Option<Redirect>,
     /// A copied-up hardlink.
@@ -141,7 +142,7 @@ impl Node {
     ///
     /// # Errors
     /// ENOENT once it was removed, ENOTDIR for other objects.
-    pub fn parts(&self) -> Result<Vec<Arc<Dir>>> {
+    pub fn parts(&self) -> Result<Parts> {
         if !self.is_dir() {
             return Err(Errno::NOTDIR);
         }
@@ -150,7 +151,7 @@ impl Node {
 
     /// A directory's part in `layer`, if it has one.
     pub fn part(&self, layer: LayerId) -> Option<Arc<Dir>> {
-        self.with(|s| s.parts.iter().find(|p| p.layer() == layer).cloned())
+        self.with(|s| s.parts.dirs().iter().find(|p| p.layer() == layer).cloned())
     }
 
     /// A name of the object, if one is known and left.
@@ -243,7 +244,7 @@ impl Node {
             return Ok(self.in_union(file::stat_fd(&*pinned)?));
         }
         if self.is_dir() {
-            let part = self.with(|s| s.parts.first().cloned()).ok_or(Errno::NOENT)?;
+            let part = self.with(|s| s.parts.dirs().first().cloned()).ok_or(Errno::NOENT)?;
             return Ok(self.in_union(file::stat_fd(part.fd()?)?));
         }
         let st = self.by_name(index, |dir, name| {
@@ -258,7 +259,7 @@ impl Node {
         self.with(|s| {
             if s.hidden || (self.is_dir() && s.pinned.is_some()) {
                 st.nlink = 0;
-            } else if s.parts.len() > 1 {
+            } else if s.parts.dirs().len() > 1 {
                 // As the kernel's overlayfs: counting subdirectories would take a listing.
                 st.nlink = 1;
             } else if let Some(indexed) = &s.indexed {
@@ -282,7 +283,7 @@ impl Node {
             return Ok(pinned);
         }
         if self.is_dir() {
-            return self.with(|s| s.parts.first().cloned()).ok_or(Errno::NOENT)?.fd();
+            return self.with(|s| s.parts.dirs().first().cloned()).ok_or(Errno::NOENT)?.fd();
         }
         self.by_name(index, |dir, name| {
             let fd = if name.is_empty() {
