@@ -155,6 +155,10 @@ impl UnionFs {
         if node.is_dir() && (self.is_init(layer) || self.is_init(home)) {
             return Err(Errno::XDEV);
         }
+        if layer != home && !node.is_dir() && self.getattr(node.ino, None)?.nlink > 1 {
+            // Its other names would stay behind in the other layer: as with link(2) between the two.
+            return Err(Errno::XDEV);
+        }
         if to.part(home).is_none() {
             let to = to.clone();
             return Ok(Some(Box::new(move |fs| fs.dir_up(&to).map(drop))));

@@ -203,8 +203,9 @@ impl Union {
         self
     }
 
-    /// Unmounts.
+    /// Unmounts, and waits until the process that served the mount is gone.
     pub fn unmount(&mut self) {
+        let daemon = daemon_of(&self.mnt());
         // A process that another test has just forked holds our open files until its exec.
         let mut result = Ok(());
         wait_for(Duration::from_secs(3), || {
@@ -212,6 +213,11 @@ impl Union {
             result != Err(Errno::BUSY)
         });
         result.unwrap();
+        if let Some(pid) = daemon {
+            // How soon is for tests/mounting.rs; a busy disk must not fail all the others.
+            let alive = || Path::new("/proc").join(pid.to_string()).join("root").exists();
+            assert!(wait_for(Duration::from_secs(20), || !alive()), "the daemon stays after the unmount");
+        }
     }
 
     /// Unmounts and mounts.

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use crate::common::files::{self, is_opaque, is_whiteout};
 
 /// Names, few enough that layers and operations meet.
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+pub const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// A path of one to three names.
 #[derive(Clone, PartialEq, Eq)]
