@@ -49,6 +49,8 @@ pub struct Options {
     pub fsname: Option<String>,
     /// I/O through the kernel where permitted (`passthrough=on|off`).
     pub passthrough: bool,
+    /// Leave a lower file's data where it is while only its attributes change (`metacopy=on|off`).
+    pub metacopy: bool,
     /// A file that a detached mount appends its log to (`log=PATH`).
     pub log: Option<PathBuf>,
 }
@@ -67,6 +69,7 @@ impl Default for Options {
             threads: None,
             fsname: None,
             passthrough: true,
+            metacopy: false,
             log: None,
         }
     }

@@ -5,7 +5,7 @@
 //!
 //! | rank | modules |
 //! |------|---------|
-//! | 0 | [`error`], [`config`], [`format`], [`sys`] |
+//! | 0 | [`error`], [`config`], [`format`](mod@format), [`sys`] |
 //! | 1 | [`layer`] |
 //! | 2 | [`merge`] |
 //! | 3 | [`copy_up`], [`node`] |

@@ -121,6 +121,7 @@ fn apply(options: &mut Options, option: &[u8]) -> Result<(), MountError> {
             options.fsname = Some(name.to_owned());
         }
         b"passthrough" => options.passthrough = switch(false)?,
+        b"metacopy" => options.metacopy = switch(false)?,
         b"log" => options.log = Some(PathBuf::from(text()?)),
         _ => return Err(wrong("is unknown; `unionfs mount --help` lists the options".into())),
     }

@@ -4,4 +4,4 @@
 pub mod metadata;
 pub mod stage;
 
-pub use stage::{Staged, stage};
+pub use stage::{Content, Staged, complete, stage};

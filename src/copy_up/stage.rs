@@ -30,9 +30,20 @@ pub struct Staged<'a> {
     copied: u64,
 }
 
+/// What a copy of a regular file gets of its data.
+#[derive(Debug)]
+pub enum Content<'a> {
+    /// Nothing: not a regular file, or none of its data is needed.
+    Empty,
+    /// The first bytes of an open file.
+    Copy(BorrowedFd<'a>, u64),
+    /// Nothing yet: the copy says that its data is still in a lower (metacopy).
+    Later,
+}
+
 /// Makes a copy of the object behind `from` (O_PATH), whose attributes are `st`, for layer `to`.
 ///
-/// `len`: how much of a regular file's data the copy needs, in bytes. `origin`: recorded in the copy.
+/// `origin`: recorded in the copy.
 ///
 /// # Errors
 /// ENOSPC and the like; EOPNOTSUPP or EPERM when metadata cannot be kept. Nothing is left then.
@@ -41,16 +52,23 @@ pub fn stage<'a>(
     to: LayerId,
     from: BorrowedFd<'_>,
     st: &Stat,
-    len: u64,
+    content: Content<'_>,
     origin: Option<&Origin>,
 ) -> Result<Staged<'a>> {
     let work = stack.work(to)?;
     let staged = match st.kind() {
         FileType::RegularFile => {
             let mut staged = empty_file(work)?;
-            let source = file::reopen(from, OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK)
-                .or_else(|_| file::reopen(from, OFlags::RDONLY | OFlags::NONBLOCK))?;
-            staged.copied = copy::copy_data(&source, &staged.fd, len.min(st.size))?;
+            match content {
+                Content::Empty => {}
+                Content::Copy(source, len) => {
+                    staged.copied = copy::copy_data(source, &staged.fd, len.min(st.size))?;
+                }
+                Content::Later => {
+                    rustix::fs::ftruncate(&staged.fd, st.size)?;
+                    staged.mark(Mark::Metacopy, b"")?;
+                }
+            }
             staged
         }
         _ => special(work, from, st)?,
@@ -58,6 +76,37 @@ pub fn stage<'a>(
     staged.finish(from, st, origin)?;
     staged.sync_data(stack, st)?;
     Ok(staged)
+}
+
+/// Gives a copy that has only attributes (see [`Content::Later`]) its data, and takes the mark away that it
+/// lacks it: until then, what the copy contains is not looked at.
+///
+/// `before`: the copy's attributes.
+///
+/// # Errors
+/// As for [`stage`]; the copy is as good as before then.
+pub fn complete(
+    stack: &Stack,
+    layer: LayerId,
+    content: Content<'_>,
+    copy: &OwnedFd,
+    before: &Stat,
+) -> Result<()> {
+    const CAPABILITY: &str = "security.capability";
+    let target = Target::Fd(copy.as_fd());
+    // Lost by writing.
+    let capability = xattr::get_opt(target, OsStr::new(CAPABILITY))?;
+    if let Content::Copy(source, len) = content {
+        let copied = copy::copy_data(source, copy, len.min(before.size))?;
+        if copied > 0 && !stack.volatile() {
+            rustix::fs::fsync(copy)?;
+        }
+    }
+    if let Some(capability) = capability {
+        xattr::set(target, OsStr::new(CAPABILITY), &capability, XattrFlags::empty())?;
+    }
+    metadata::times(copy, before)?;
+    xattr::remove(target, Mark::Metacopy.name(stack.work(layer)?.abilities().namespace))
 }
 
 fn empty_file(work: &WorkDir) -> Result<Staged<'_>> {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use rustix::fs::RenameFlags;
 
-use crate::copy_up;
+use crate::copy_up::{self, Content};
 use crate::error::Result;
 use crate::format::names::Mark;
 use crate::layer::stack::Stack;
@@ -107,7 +107,8 @@ fn clear(stack: &Stack, dir: &Writable, name: &OsStr) -> Result<()> {
         return Ok(());
     }
     let st = file::stat_fd(&old)?;
-    let staged = copy_up::stage(stack, dir.dir().layer(), std::os::fd::AsFd::as_fd(&old), &st, 0, None)?;
+    let staged =
+        copy_up::stage(stack, dir.dir().layer(), std::os::fd::AsFd::as_fd(&old), &st, Content::Empty, None)?;
     staged.mark(Mark::Opaque, b"y")?;
     staged.swap(dir, name)
 }

@@ -29,6 +29,8 @@ pub enum Mark {
     Whiteout,
     /// On a file whose data is still in a lower layer.
     Metacopy,
+    /// On the root of a layer: names that begin with `.wh.` are names like any other. Our own.
+    PlainNames,
 }
 
 impl Mark {
@@ -42,6 +44,7 @@ impl Mark {
             (Namespace::Trusted, Self::Nlink) => "trusted.overlay.nlink",
             (Namespace::Trusted, Self::Whiteout) => "trusted.overlay.whiteout",
             (Namespace::Trusted, Self::Metacopy) => "trusted.overlay.metacopy",
+            (Namespace::Trusted, Self::PlainNames) => "trusted.overlay.unionfs.plain",
             (Namespace::User, Self::Opaque) => "user.overlay.opaque",
             (Namespace::User, Self::Redirect) => "user.overlay.redirect",
             (Namespace::User, Self::Origin) => "user.overlay.origin",
@@ -49,6 +52,7 @@ impl Mark {
             (Namespace::User, Self::Nlink) => "user.overlay.nlink",
             (Namespace::User, Self::Whiteout) => "user.overlay.whiteout",
             (Namespace::User, Self::Metacopy) => "user.overlay.metacopy",
+            (Namespace::User, Self::PlainNames) => "user.overlay.unionfs.plain",
         };
         OsStr::new(name)
     }
@@ -86,6 +90,11 @@ pub fn from_layer(name: &OsStr) -> Option<OsString> {
         Some(OsString::from_vec([prefix, rest].concat()))
     })
 }
+
+/// The number under which a layer keeps a character device 0:0 that a program made: as it stands it would
+/// be a whiteout. Major 0 belongs to filesystems without a device (Documentation/admin-guide/devices.txt),
+/// so no driver answers to this one either.
+pub const ESCAPED_DEVICE: u64 = libc::makedev(0, 0xf_ffff);
 
 /// Prefix of whiteouts in the AUFS and OCI form (OCI image spec, layer.md, "Whiteouts").
 pub const WH_PREFIX: &str = ".wh.";

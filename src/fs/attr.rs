@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags, StatVfs};
 
+use super::up::Need;
 use super::{Attr, Caller, SetAttr, SetTime, UnionFs};
 use crate::error::{Errno, Result};
 use crate::node::Node;
@@ -18,7 +19,9 @@ impl UnionFs {
     pub fn getattr(&self, ino: u64, fh: Option<u64>) -> Result<Attr> {
         let node = self.node(ino)?;
         let st = match fh.map(|fh| self.files.get(fh)) {
-            Some(Ok(open)) if open.node.ino == ino => node.in_union(file::stat_fd(&*open.fd(self.index())?)?),
+            Some(Ok(open)) if open.node.ino == ino && node.with(|s| s.data.is_none()) => {
+                node.in_union(file::stat_fd(&*open.fd(self.index())?)?)
+            }
             _ => node.stat(self.index())?,
         };
         Ok(self.attr(&node, &st))
@@ -30,7 +33,7 @@ impl UnionFs {
     /// Those of chmod(2), chown(2), truncate(2) and utimensat(2), of copy-up, and EROFS.
     pub fn setattr(&self, caller: &Caller, ino: u64, set: &SetAttr, fh: Option<u64>) -> Result<Attr> {
         let node = self.node(ino)?;
-        self.up(&node, set.size)?;
+        self.up(&node, set.size.map_or(Need::Attributes, |size| Need::Data(Some(size))))?;
         if let Some(size) = set.size {
             self.truncate(caller, &node, size, fh)?;
         }

@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, RenameFlags};
 
+use super::up::Need;
 use super::{Attr, Caller, UnionFs};
 use crate::edit::create::{Slot, place, slot};
 use crate::error::{Errno, Result};
+use crate::format::names::{self, Mark};
 use crate::layer::dir::Dir;
+use crate::layer::stack::UPPER;
 use crate::layer::upper::Writable;
 use crate::merge::lookup::{DirFound, Found, Other};
 use crate::node::{Link, Node};
@@ -19,11 +22,10 @@ impl UnionFs {
     /// umask applies unless the parent has a default ACL. Counts one lookup.
     ///
     /// # Errors
-    /// Those of mknod(2); EPERM for a character device 0:0, which would be a whiteout.
+    /// Those of mknod(2).
     pub fn mknod(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32, rdev: u64) -> Result<Attr> {
-        if FileType::from_raw_mode(mode) == FileType::CharacterDevice && rdev == 0 {
-            return Err(Errno::PERM);
-        }
+        let would_hide = FileType::from_raw_mode(mode) == FileType::CharacterDevice && rdev == 0;
+        let rdev = if would_hide { names::ESCAPED_DEVICE } else { rdev };
         let parent = self.node(parent)?;
         let (node, st, ()) =
             self.make(&parent, name, false, |dir, name| dir.mknod(name, mode, rdev, caller))?;
@@ -61,7 +63,7 @@ impl UnionFs {
         if node.is_dir() {
             return Err(Errno::PERM);
         }
-        self.up(&node, None)?;
+        self.up(&node, Need::Data(None))?;
         loop {
             let names = parent.names.write();
             let slot = match self.free_slot(&parent, name)? {
@@ -78,7 +80,7 @@ impl UnionFs {
             let dir = self.writable(&parent, slot.layer)?;
             let fd = node.pin(self.index())?;
             if !self.is_init(slot.layer) && self.has_origin(&node) {
-                self.set_impure(&parent, &dir)?;
+                self.set_impure(&dir)?;
             }
             if slot.whiteout {
                 let work = self.stack.work(slot.layer)?;
@@ -102,6 +104,17 @@ impl UnionFs {
         Ok(self.attr(node, st))
     }
 
+    /// Before a name that looks like a whiteout of AUFS is given: records on the upper that its names are
+    /// to be taken as they are, for the day when it is a lower.
+    pub(super) fn note_name(&self, name: &OsStr) -> Result<()> {
+        let work = self.stack.work(UPPER)?;
+        if !names::is_wh(name) || !work.abilities().xattrs {
+            return Ok(());
+        }
+        let root = self.writable(&self.root, UPPER)?;
+        root.set_own_mark(Mark::PlainNames, work.abilities().namespace, b"y")
+    }
+
     /// Where the new name goes; `None` when the parent must be copied up for it first. The parent's names
     /// must be locked.
     ///
@@ -113,6 +126,7 @@ impl UnionFs {
         }
         match self.resolve(parent, name)? {
             Found::Nothing { whiteout } => {
+                self.note_name(name)?;
                 let slot = slot(&self.stack, whiteout);
                 Ok(parent.part(slot.layer).map(|_| slot))
             }
@@ -140,9 +154,9 @@ impl UnionFs {
             let stat = file::stat_at(dir.fd()?, name)?;
             let found = if is_dir {
                 let parts = vec![Dir::below(dir.dir(), name, &stat)];
-                Found::Dir(DirFound { parts, stat, impure: false, redirect: None })
+                Found::Dir(DirFound { parts, stat, redirect: None })
             } else {
-                Found::Other(Other { dir: dir.dir().clone(), stat })
+                Found::Other(Other { dir: dir.dir().clone(), name: name.into(), stat, data: None })
             };
             let (node, st) = self.admit(parent, name, found)?;
             return Ok((node, st, made));

@@ -36,8 +36,7 @@ impl UnionFs {
             return Ok(listing.clone());
         }
         let _names = open.node.names.read();
-        let impure = open.node.with(|s| s.impure);
-        let listing = Arc::new(listing::list(&self.stack, &open.node.parts()?, impure)?);
+        let listing = Arc::new(listing::list(&self.stack, &open.node.parts()?)?);
         *kept = Some(listing.clone());
         Ok(listing)
     }

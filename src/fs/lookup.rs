@@ -83,7 +83,6 @@ impl UnionFs {
             links: vec![link],
             id,
             parts: dir.parts,
-            impure: dir.impure,
             redirect: dir.redirect,
             ..State::default()
         });
@@ -95,15 +94,18 @@ impl UnionFs {
         let holder = other.dir.layer();
         let role = self.stack.role(holder);
         let mut ino = number::own(&self.stack, &other);
-        let (mut layer, mut stat, mut indexed) = (holder, other.stat, None);
+        let (mut layer, mut stat, mut indexed, mut gone) = (holder, other.stat, None, 0);
+        let mut data = other.data.clone();
         if role == Role::Lower && self.wants_index(&other.stat) {
-            // Another name of the file may have been copied up.
-            if let Some(origin) = index::origin_of(&self.stack, &other.dir, name)?
-                && let Some((entry, copy)) = index::find(&self.stack, &origin)?
-            {
-                (layer, stat, indexed) = (UPPER, copy, Some(entry));
+            // Another name of the file may have been copied up, or removed.
+            if let Some(origin) = index::origin_of(&self.stack, &other.dir, name)? {
+                if let Some((entry, copy)) = index::find(&self.stack, &origin)? {
+                    (layer, stat, indexed, data) = (UPPER, copy, Some(entry), None);
+                } else {
+                    gone = index::gone(&self.stack, &origin)?;
+                }
             }
-        } else if role == Role::Upper && (parent.with(|s| s.impure) || stat.nlink > 1) {
+        } else if role == Role::Upper && (other.dir.impure() || stat.nlink > 1) {
             let origin = number::origin(&self.stack, other.dir.fd()?, name)?;
             if let Some(origin) = origin {
                 ino = self.stack.identity().of_origin(&origin).unwrap_or(ino);
@@ -117,7 +119,8 @@ impl UnionFs {
         }
         let link = Link { parent: parent.clone(), name: name.into(), layer: holder };
         let id = (stat.dev, stat.ino);
-        let mut state = Some(State { links: vec![link.clone()], id, indexed, ..State::default() });
+        let mut state =
+            Some(State { links: vec![link.clone()], id, indexed, gone, data, ..State::default() });
         let node = self.admit_state(ino, stat, layer, &mut state);
         node.add_link(link);
         Ok((node, stat))

@@ -89,6 +89,7 @@ pub struct UnionFs {
     root: Arc<Node>,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
+    metacopy: bool,
 }
 
 impl UnionFs {
@@ -110,10 +111,16 @@ impl UnionFs {
         let (root, _) = table.admit(ROOT, FileType::Directory, layer, || State {
             id: (found.stat.dev, found.stat.ino),
             parts: found.parts,
-            impure: found.impure,
             ..State::default()
         });
-        Ok(Self { stack, table, root, files: Handles::default(), dirs: Handles::default() })
+        Ok(Self {
+            stack,
+            table,
+            root,
+            files: Handles::default(),
+            dirs: Handles::default(),
+            metacopy: options.metacopy,
+        })
     }
 
     /// The layers.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags};
 
+use super::up::Need;
 use super::{Attr, Caller, MakeBacking, Opened, UnionFs};
 use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
@@ -35,12 +36,13 @@ impl UnionFs {
         let truncate = flags.contains(OFlags::TRUNC);
         let real = real_flags(flags);
         if real.contains(OFlags::RDWR) {
-            self.up(&node, truncate.then_some(0))?;
+            self.up(&node, Need::Data(truncate.then_some(0)))?;
         }
         // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
-        let layer = node.layer();
+        let layer = node.content_layer();
         let (fd, st) = node.open(self.index(), real, !self.stack.in_place(layer))?;
-        if truncate && st.size > 0 {
+        if truncate {
+            // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;
         }
         if truncate && !caller.keeps_setid() {
@@ -66,7 +68,7 @@ impl UnionFs {
         let real = real_flags(OFlags::from_bits_retain(flags.cast_unsigned()));
         let (node, st, fd) =
             self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
-        let layer = node.layer();
+        let layer = node.content_layer();
         let opened = self.opened(&node, real, layer, fd, &st, make);
         Ok((self.told(&node, &st)?, opened))
     }

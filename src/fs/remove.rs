@@ -30,7 +30,7 @@ impl UnionFs {
             }
             let holder = found.layer().filter(|_| found.is_some()).ok_or(Errno::NOENT)?;
             let (node, _) = self.admit(&parent, name, found)?;
-            if let Some(first) = self.before_losing(&parent, &node, holder)? {
+            if let Some(first) = self.before_losing(&parent, holder)? {
                 drop(names);
                 first(self)?;
                 continue;
@@ -65,7 +65,7 @@ impl UnionFs {
             if !listing::is_empty(&self.stack, &node.parts()?)? {
                 return Err(Errno::NOTEMPTY);
             }
-            if let Some(first) = self.before_losing(&parent, &node, holder)? {
+            if let Some(first) = self.before_losing(&parent, holder)? {
                 drop((own_names, names));
                 first(self)?;
                 continue;
@@ -78,13 +78,12 @@ impl UnionFs {
         }
     }
 
-    /// What must happen before `node` can lose its name in `parent` whose entry is in layer `holder`,
-    /// without locks on names; `None` when nothing must.
+    /// What must happen before a name in `parent` whose entry is in layer `holder` can go, without locks
+    /// on names; `None` when nothing must.
     #[allow(clippy::type_complexity)]
     pub(super) fn before_losing(
         &self,
         parent: &Arc<Node>,
-        node: &Arc<Node>,
         holder: LayerId,
     ) -> Result<Option<Box<dyn FnOnce(&Self) -> Result<()>>>> {
         if !self.stack.is_writable() {
@@ -96,11 +95,6 @@ impl UnionFs {
         if parent.part(UPPER).is_none() {
             let parent = parent.clone();
             return Ok(Some(Box::new(move |fs| fs.dir_up(&parent).map(drop))));
-        }
-        // The copy counts the names that are left.
-        if !node.is_dir() && !self.stack.in_place(node.layer()) && self.wants_index(&node.stat(None)?) {
-            let node = node.clone();
-            return Ok(Some(Box::new(move |fs| fs.up(&node, None))));
         }
         Ok(None)
     }
@@ -147,11 +141,13 @@ impl UnionFs {
         }
         let Some(indexed) = node.with(|s| s.indexed.clone()) else {
             let lower = !self.stack.in_place(node.layer());
+            // A lower object with names left in the union is not gone with this one.
+            let hidden = lower && self.count_gone(node, parent, name, holder)?;
             node.update(|s| {
                 if pinned.is_some() {
                     s.pinned = pinned;
                 }
-                s.hidden = lower && s.links.is_empty();
+                s.hidden = hidden;
             });
             return Ok(());
         };
@@ -172,5 +168,23 @@ impl UnionFs {
             s.hidden = true;
         });
         index::remove(&self.stack, &indexed.name)
+    }
+
+    /// Records that a lower object lost one of its names; gives whether it was the last.
+    fn count_gone(&self, node: &Node, parent: &Node, name: &OsStr, holder: LayerId) -> Result<bool> {
+        let part = parent.part(holder).ok_or(Errno::STALE)?;
+        let st = file::stat_at(part.fd()?, name)?;
+        if !self.wants_index(&st) {
+            return Ok(node.with(|s| s.links.is_empty()));
+        }
+        let gone = node.update(|s| {
+            s.gone += 1;
+            s.gone
+        });
+        let last = gone >= st.nlink;
+        if let Some(origin) = index::origin_of(&self.stack, &part, name)? {
+            index::store_gone(&self.stack, &origin, if last { 0 } else { gone })?;
+        }
+        Ok(last)
     }
 }

@@ -1,12 +1,15 @@
 //! rename and exchange.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
 use rustix::fs::RenameFlags;
 
 use super::UnionFs;
+use super::up::Need;
+use crate::copy_up;
 use crate::edit::create::slot;
 use crate::edit::rename::{Side, Target, exchange, rename};
 use crate::error::{Errno, Result};
@@ -95,12 +98,17 @@ impl UnionFs {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
         }
-        if self.stack.in_place(*holder) {
+        if self.stack.in_place(*holder) && node.with(|s| s.data.is_none()) {
             return Ok(None);
+        }
+        if node.with(|s| s.data.is_some()) {
+            // Where its data is follows from its name.
+            let node = node.clone();
+            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Data(None)))));
         }
         if !self.stack.in_place(node.layer()) {
             let node = node.clone();
-            return Ok(Some(Box::new(move |fs| fs.up(&node, None))));
+            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Attributes))));
         }
         if parent.part(UPPER).is_none() {
             let parent = parent.clone();
@@ -136,7 +144,7 @@ impl UnionFs {
                 _ if target.node.ino == node.ino => return Ok(None),
                 _ => {}
             }
-            if let Some(first) = self.before_losing(to, &target.node, target.holder)? {
+            if let Some(first) = self.before_losing(to, target.holder)? {
                 return Ok(Some(first));
             }
         }
@@ -169,6 +177,7 @@ impl UnionFs {
         {
             return Err(Errno::NOTEMPTY);
         }
+        self.note_name(new_name)?;
         self.perform(&source, layer, to, new_name, home, target.as_ref())?;
         drop(target_names);
         Ok(None)
@@ -194,8 +203,8 @@ impl UnionFs {
             None => None,
         };
         let redirect = if node.is_dir() { self.detach(node, from, name, to, new_name)? } else { None };
-        if !self.is_init(home) && (self.has_origin(node) || from.with(|s| s.impure) && node.is_dir()) {
-            self.set_impure(to, &to_dir)?;
+        if !self.is_init(home) && (self.has_origin(node) || node.is_dir()) {
+            self.set_impure(&to_dir)?;
         }
         let object = if node.is_dir() { Some(self.writable(node, layer)?) } else { None };
         let side = Side { dir: &from_dir, name, object: object.as_ref() };
@@ -327,14 +336,14 @@ impl UnionFs {
         new_name: &OsStr,
         home: LayerId,
     ) -> Result<()> {
-        use std::os::fd::AsFd;
         let fd = node.pin(self.index())?;
         let st = file::stat_fd(&*fd)?;
         if st.nlink > 1 || node.io().is_passed() {
             // Its other names, or the kernel's writes, would stay with the old copy.
             return Err(Errno::XDEV);
         }
-        let staged = crate::copy_up::stage(&self.stack, home, fd.as_fd(), &st, st.size, None)?;
+        let content = self.content(node, &st, st.size)?;
+        let staged = copy_up::stage(&self.stack, home, fd.as_fd(), &st, content.as_content(), None)?;
         let new = staged.replace(to, new_name)?;
         let layer = from.dir().layer();
         let whiteout =
@@ -373,9 +382,9 @@ impl UnionFs {
             }
         };
         let (a_redirect, b_redirect) = (detach(&a, &b)?, detach(&b, &a)?);
-        for (x, into, dir) in [(&a, to, &b_dir), (&b, from, &a_dir)] {
-            if self.has_origin(&x.node) || x.parent.with(|s| s.impure) {
-                self.set_impure(into, dir)?;
+        for (x, dir) in [(&a, &b_dir), (&b, &a_dir)] {
+            if self.has_origin(&x.node) || x.node.is_dir() {
+                self.set_impure(dir)?;
             }
         }
         let object = |x: &Place| x.node.is_dir().then(|| self.writable(&x.node, UPPER)).transpose();

@@ -1,37 +1,74 @@
 //! Copy-up: from a plan by the live state, through [`crate::copy_up`], to a changed live state.
 
-use std::os::fd::AsFd;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::copy_up;
+use rustix::fs::{FileType, OFlags};
+
+use crate::copy_up::{self, Content};
 use crate::error::{Errno, Result};
 use crate::format::names::Mark;
 use crate::format::nlink::{Base, NlinkDiff};
+use crate::format::origin::Origin;
 use crate::layer::dir::{Dir, LayerId};
-use crate::layer::stack::UPPER;
+use crate::layer::stack::{Role, UPPER};
 use crate::layer::upper::Writable;
 use crate::merge::index::{self, Indexed};
+use crate::merge::lookup::Data;
 use crate::node::{Link, Node};
 use crate::sys::file::{self, Stat};
 
 use super::UnionFs;
 
+/// What of an object must be changeable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Its attributes.
+    Attributes,
+    /// Its data too: the first bytes of it, or all.
+    Data(Option<u64>),
+}
+
+/// The data of a file that is about to be copied.
+pub(super) struct Source {
+    fd: Option<OwnedFd>,
+    len: u64,
+}
+
+impl Source {
+    pub(super) fn as_content(&self) -> Content<'_> {
+        self.fd.as_ref().map_or(Content::Empty, |fd| Content::Copy(fd.as_fd(), self.len))
+    }
+}
+
 impl UnionFs {
-    /// Makes an object changeable: copies it up unless it lies in a writable layer already.
-    ///
-    /// `len`: how much of a file's data is needed, in bytes; `None` for all. No lock on names may be
-    /// held.
+    /// Makes an object changeable: copies it up unless it lies in a writable layer already. No lock on
+    /// names may be held.
     ///
     /// # Errors
     /// EROFS on a read-only stack; those of copying.
-    pub(super) fn up(&self, node: &Arc<Node>, len: Option<u64>) -> Result<()> {
+    pub(super) fn up(&self, node: &Arc<Node>, need: Need) -> Result<()> {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
         }
-        if self.stack.in_place(node.layer()) {
-            return Ok(());
+        if !self.stack.in_place(node.layer()) {
+            if node.is_dir() { self.dir_up(node).map(drop)? } else { self.file_up(node, need)? }
         }
-        if node.is_dir() { self.dir_up(node).map(drop) } else { self.file_up(node, len.unwrap_or(u64::MAX)) }
+        match need {
+            Need::Data(len) if node.with(|s| s.data.is_some()) => self.data_up(node, len),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens what must be copied of a file's data.
+    pub(super) fn content(&self, node: &Node, st: &Stat, len: u64) -> Result<Source> {
+        if node.kind != FileType::RegularFile || len == 0 || st.size == 0 {
+            return Ok(Source { fd: None, len: 0 });
+        }
+        let noatime = !self.stack.in_place(node.content_layer());
+        let (fd, _) = node.open(self.index(), OFlags::RDONLY, noatime)?;
+        Ok(Source { fd: Some(fd), len })
     }
 
     /// The upper part of a directory; made, with those of all its parents, where there is none. No lock
@@ -69,20 +106,19 @@ impl UnionFs {
         let top = node.parts()?.into_iter().next().ok_or(Errno::NOENT)?;
         let fd = top.fd()?;
         let st = file::stat_fd(&fd)?;
-        let origin = index::origin_of(&self.stack, &top, std::ffi::OsStr::new(""))?;
-        let staged = copy_up::stage(&self.stack, UPPER, fd.as_fd(), &st, 0, origin.as_ref())?;
+        let origin = index::origin_of(&self.stack, &top, OsStr::new(""))?;
+        let staged = copy_up::stage(&self.stack, UPPER, fd.as_fd(), &st, Content::Empty, origin.as_ref())?;
         let _names = link.parent.names.write();
         if !self.still(node, link) {
             return Ok(());
         }
         let to = self.stack.writable(parent)?;
-        self.set_impure(&link.parent, &to)?;
+        self.set_impure(&to)?;
         let new = staged.publish(&to, &link.name)?;
         let part = Dir::below(parent, &link.name, &new);
         node.relocate(UPPER, |s| {
             s.id = (new.dev, new.ino);
             s.parts.insert(0, part);
-            s.impure = false;
             s.redirect = None;
             s.links.iter_mut().for_each(|l| l.layer = UPPER);
         });
@@ -93,30 +129,38 @@ impl UnionFs {
         node.with(|s| s.pinned.is_none() && s.links.iter().any(|l| l.is(&link.parent, &link.name)))
     }
 
-    /// Copies up anything but a directory, with the first `len` bytes of data.
-    fn file_up(&self, node: &Arc<Node>, len: u64) -> Result<()> {
+    /// Copies up anything but a directory.
+    fn file_up(&self, node: &Arc<Node>, need: Need) -> Result<()> {
         let _one = node.copying.lock();
         loop {
             if self.stack.in_place(node.layer()) {
                 return Ok(());
             }
             let Some(link) = node.any_link() else {
-                return self.nameless_up(node, len);
+                return self.nameless_up(node, need);
             };
             let parent = self.dir_up(&link.parent)?;
             let holder = link.parent.part(link.layer).ok_or(Errno::STALE)?;
             let from = node.pin(None)?;
             let st = file::stat_fd(&*from)?;
             let origin = index::origin_of(&self.stack, &holder, &link.name)?;
-            let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, len, origin.as_ref())?;
+            let hard = self.wants_index(&st);
+            let later = need == Need::Attributes && !hard && self.may_postpone_data(node, &st);
+            let source = match need {
+                _ if later => Source { fd: None, len: 0 },
+                Need::Data(Some(len)) => self.content(node, &st, len)?,
+                _ => self.content(node, &st, u64::MAX)?,
+            };
+            let content = if later { Content::Later } else { source.as_content() };
+            let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, content, origin.as_ref())?;
             let _names = link.parent.names.write();
             if !self.still(node, &link) {
                 continue;
             }
             let to = self.stack.writable(&parent)?;
-            self.set_impure(&link.parent, &to)?;
-            let entry = match origin.as_ref().and_then(|o| o.index_name()) {
-                Some(name) if self.wants_index(&st) => Some(self.add_to_index(&staged, name.into(), &st)?),
+            self.set_impure(&to)?;
+            let entry = match &origin {
+                Some(origin) if hard => self.add_to_index(&staged, origin, node, &st)?,
                 _ => None,
             };
             let new = staged.publish(&to, &link.name).inspect_err(|_| {
@@ -125,40 +169,77 @@ impl UnionFs {
                 }
             })?;
             node.relocate(UPPER, |s| {
+                if later && s.data.is_none() {
+                    let name = link.name.clone();
+                    s.data = Some(Data { dir: holder, name, id: s.id, blocks: st.blocks });
+                } else if !later {
+                    s.data = None;
+                }
                 s.id = (new.dev, new.ino);
                 s.indexed = entry;
+                s.gone = 0;
                 // Other names stay where they are, and find the copy by the index.
                 for l in s.links.iter_mut().filter(|l| l.is(&link.parent, &link.name)) {
                     l.layer = UPPER;
                 }
             });
+            if let Some(origin) = origin.filter(|_| hard) {
+                index::store_gone(&self.stack, &origin, 0)?;
+            }
             return Ok(());
         }
+    }
+
+    /// Whether the data of a file may stay behind when only its attributes change.
+    fn may_postpone_data(&self, node: &Node, st: &Stat) -> bool {
+        self.metacopy
+            && node.kind == FileType::RegularFile
+            && st.size > 0
+            && self.stack.work(UPPER).is_ok_and(|w| w.abilities().xattrs)
+    }
+
+    /// Brings the data of a file up whose attributes are up already.
+    fn data_up(&self, node: &Arc<Node>, len: Option<u64>) -> Result<()> {
+        let _one = node.copying.lock();
+        if node.with(|s| s.data.is_none()) {
+            return Ok(());
+        }
+        let before = node.stat(self.index())?;
+        let source = self.content(node, &before, len.unwrap_or(u64::MAX))?;
+        let (copy, _) = node.open_here(self.index(), OFlags::RDWR, false)?;
+        copy_up::complete(&self.stack, UPPER, source.as_content(), &copy, &before)?;
+        node.relocate(node.layer(), |s| s.data = None);
+        Ok(())
     }
 
     fn add_to_index(
         &self,
         staged: &copy_up::Staged<'_>,
-        name: Box<std::ffi::OsStr>,
+        origin: &Origin,
+        node: &Node,
         st: &Stat,
-    ) -> Result<Indexed> {
+    ) -> Result<Option<Indexed>> {
+        let Some(name) = origin.index_name() else { return Ok(None) };
         // The copy will have two names, this one and that of the file; the union counts the lower's.
-        let diff = i64::from(st.nlink) - 2;
+        let diff = i64::from(node.in_union(*st).nlink) - 2;
         staged.mark(Mark::Nlink, &NlinkDiff { base: Base::Upper, diff }.encode())?;
         staged.link(self.stack.work(UPPER)?.index(), &name)?;
-        Ok(Indexed { name, diff })
+        Ok(Some(Indexed { name: name.into(), diff }))
     }
 
     /// Copies up an open file that has no name left.
-    fn nameless_up(&self, node: &Arc<Node>, len: u64) -> Result<()> {
+    fn nameless_up(&self, node: &Arc<Node>, need: Need) -> Result<()> {
         let from = node.pin(None)?;
         let st = file::stat_fd(&*from)?;
-        let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, len, None)?;
+        let len = if let Need::Data(Some(len)) = need { len } else { u64::MAX };
+        let source = self.content(node, &st, len)?;
+        let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, source.as_content(), None)?;
         let fd = staged.keep_nameless()?;
         let new = file::stat_fd(&fd)?;
         node.relocate(UPPER, |s| {
             s.id = (new.dev, new.ino);
             s.pinned = Some(Arc::new(fd));
+            s.data = None;
             s.hidden = true;
         });
         Ok(())
@@ -166,13 +247,13 @@ impl UnionFs {
 
     /// Marks an upper directory as one that has entries with an origin (overlayfs.rst has no word on
     /// it; fs/overlayfs/readdir.c explains the mark).
-    pub(super) fn set_impure(&self, node: &Node, part: &Writable) -> Result<()> {
+    pub(super) fn set_impure(&self, dir: &Writable) -> Result<()> {
         let abilities = self.stack.work(UPPER)?.abilities();
-        if node.with(|s| s.impure) || !abilities.xattrs {
+        if dir.dir().impure() || !abilities.xattrs {
             return Ok(());
         }
-        part.set_own_mark(Mark::Impure, abilities.namespace, b"y")?;
-        node.update(|s| s.impure = true);
+        dir.set_own_mark(Mark::Impure, abilities.namespace, b"y")?;
+        dir.dir().note_impure();
         Ok(())
     }
 
@@ -182,7 +263,7 @@ impl UnionFs {
         let to = self.writable(&link.parent, UPPER)?;
         let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };
         let fd = node.pin(self.index())?;
-        self.set_impure(&link.parent, &to)?;
+        self.set_impure(&to)?;
         // One real name more, and as many in the union.
         let diff = entry.diff - 1;
         index::store_diff(&self.stack, &entry.name, diff)?;
@@ -206,6 +287,6 @@ impl UnionFs {
 
     /// A writable layer's role decides where changes of a name go.
     pub(super) fn is_init(&self, layer: LayerId) -> bool {
-        self.stack.role(layer) == crate::layer::stack::Role::Init
+        self.stack.role(layer) == Role::Init
     }
 }

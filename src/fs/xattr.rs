@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::XattrFlags;
 
+use super::up::Need;
 use super::{Caller, UnionFs};
 use crate::error::{Errno, Result};
 use crate::format::names;
@@ -79,7 +80,7 @@ impl UnionFs {
                 _ => {}
             }
         }
-        self.up(&node, None)?;
+        self.up(&node, Need::Attributes)?;
         let fd = node.pin(self.index())?;
         xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
         if name == ACCESS_ACL {
@@ -103,7 +104,7 @@ impl UnionFs {
             let fd = node.pin(self.index())?;
             xattr::get(Target::Fd(fd.as_fd()), &name)?;
         }
-        self.up(&node, None)?;
+        self.up(&node, Need::Attributes)?;
         let fd = node.pin(self.index())?;
         xattr::remove(Target::Fd(fd.as_fd()), &name)
     }

@@ -143,6 +143,7 @@ pub fn claim(layers: &LayerPaths) -> Result<Claim, MountError> {
         _ => None,
     };
     let fds = LayerFds {
+        data: Vec::new(),
         upper,
         init: opened.init.map(|o| o.fd),
         init_work: opened.init_work.map(|o| o.fd),

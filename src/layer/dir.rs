@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use parking_lot::RwLock;
 
@@ -36,6 +36,7 @@ pub struct Dir {
     /// Held for reading while the directory is opened by its name, for writing while it is moved.
     place: RwLock<Place>,
     xattr_whiteouts: AtomicU8,
+    impure: AtomicBool,
     cache: Arc<FdCache>,
 }
 
@@ -50,6 +51,7 @@ impl Dir {
             ino: st.ino,
             place: RwLock::new(Place::Root(Arc::new(fd))),
             xattr_whiteouts: AtomicU8::new(UNKNOWN),
+            impure: AtomicBool::new(false),
             cache: cache.clone(),
         }))
     }
@@ -63,6 +65,7 @@ impl Dir {
             ino: stat.ino,
             place: RwLock::new(Place::Below(parent.clone(), name.into())),
             xattr_whiteouts: AtomicU8::new(UNKNOWN),
+            impure: AtomicBool::new(false),
             cache: parent.cache.clone(),
         })
     }
@@ -75,6 +78,16 @@ impl Dir {
     /// Device and inode number in the layer.
     pub fn id(&self) -> (u64, u64) {
         (self.dev, self.ino)
+    }
+
+    /// Whether entries may carry an origin or lack their data, as far as the directory's marks tell.
+    pub fn impure(&self) -> bool {
+        self.impure.load(Ordering::Acquire)
+    }
+
+    /// Records that the directory has the impure mark.
+    pub fn note_impure(&self) {
+        self.impure.store(true, Ordering::Release);
     }
 
     /// A descriptor for lookups, xattrs and listing.

@@ -20,6 +20,8 @@ pub struct Marks {
     pub redirect: Option<Redirect>,
     /// Some entries carry an origin.
     pub impure: bool,
+    /// On the root of a layer: no name in it is a whiteout by its spelling.
+    pub plain_names: bool,
 }
 
 const NAMESPACES: [Namespace; 2] = [Namespace::Trusted, Namespace::User];
@@ -46,6 +48,8 @@ pub fn read(fd: impl AsFd) -> Result<Marks> {
                 }
             } else if name == Mark::Impure.name(ns) {
                 marks.impure = true;
+            } else if name == Mark::PlainNames.name(ns) {
+                marks.plain_names = true;
             }
         }
         if name == names::FUSE_OVERLAYFS_OPAQUE {
@@ -78,16 +82,34 @@ fn exists(fd: impl AsFd, name: &OsStr) -> Result<bool> {
 
 /// Whether the empty regular file `name` in `dir` is a whiteout by its xattr.
 pub fn is_xattr_whiteout(dir: impl AsFd, name: &OsStr) -> Result<bool> {
-    let dir = dir.as_fd();
-    for ns in NAMESPACES {
-        if xattr::get_opt(Target::At(dir, name), Mark::Whiteout.name(ns))?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Ok(in_any_namespace(dir, name, Mark::Whiteout)?.is_some())
 }
 
 /// The value of a mark of the entry `name` in `dir`, in whichever namespace it is.
 pub fn of_entry(dir: impl AsFd, name: &OsStr, mark: Mark, own: Namespace) -> Result<Option<Vec<u8>>> {
     xattr::get_opt(Target::At(dir.as_fd(), name), mark.name(own))
+}
+
+/// Whether the regular file `name` in `dir` has only attributes, and its data elsewhere.
+pub fn is_metacopy(dir: impl AsFd, name: &OsStr) -> Result<bool> {
+    Ok(in_any_namespace(dir, name, Mark::Metacopy)?.is_some())
+}
+
+/// Where lower layers keep the file `name` in `dir`, if its marks say so.
+///
+/// # Errors
+/// EIO for a malformed mark.
+pub fn file_redirect(dir: impl AsFd, name: &OsStr) -> Result<Option<Redirect>> {
+    let value = in_any_namespace(dir, name, Mark::Redirect)?;
+    value.map(|v| Redirect::decode(&v).ok_or(Errno::IO)).transpose()
+}
+
+fn in_any_namespace(dir: impl AsFd, name: &OsStr, mark: Mark) -> Result<Option<Vec<u8>>> {
+    for ns in NAMESPACES {
+        let value = of_entry(&dir, name, mark, ns)?;
+        if value.is_some() {
+            return Ok(value);
+        }
+    }
+    Ok(None)
 }

@@ -7,6 +7,7 @@ use crate::error::{Errno, Result};
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
+use crate::layer::marks;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
 use crate::sys::mount;
@@ -37,12 +38,23 @@ pub struct LayerFds {
     pub init_work: Option<OwnedFd>,
     /// The lowers, topmost first.
     pub lowers: Vec<OwnedFd>,
+    /// Data-only lowers: they hold data that files of the lowers name by path, and show nothing.
+    pub data: Vec<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    role: Role,
+    root: Arc<Dir>,
+    /// Names that begin with `.wh.` are whiteouts, not entries.
+    wh_names: bool,
 }
 
 /// The layers of a mount.
 #[derive(Debug)]
 pub struct Stack {
-    roots: Vec<(Role, Arc<Dir>)>,
+    layers: Vec<Layer>,
+    data: Vec<Arc<Dir>>,
     work: Option<WorkDir>,
     init_work: Option<WorkDir>,
     identity: Identity,
@@ -66,12 +78,14 @@ impl Stack {
     pub fn open(fds: LayerFds, userxattr: Option<bool>, volatile: bool) -> Result<Self> {
         let cache = Arc::new(FdCache::new(fd_budget()));
         let identity = Identity::default();
-        let mut roots: Vec<(Role, Arc<Dir>)> = Vec::new();
+        let mut layers: Vec<Layer> = Vec::new();
         let mut push = |role, fd: OwnedFd| -> Result<()> {
-            let id = LayerId::try_from(roots.len()).map_err(|_| Errno::TOOBIG)?;
+            let id = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
             let root = Dir::root(id, fd, &cache)?;
             identity.add(root.id().0, root.fd()?.as_fd());
-            roots.push((role, root));
+            // Unpacked image layers and those of AUFS; what we wrote ourselves says that it is not one.
+            let wh_names = role == Role::Lower && !marks::read(root.fd()?)?.plain_names;
+            layers.push(Layer { role, root, wh_names });
             Ok(())
         };
         let mut work = None;
@@ -82,30 +96,36 @@ impl Stack {
         if let Some(init) = fds.init {
             push(Role::Init, init)?;
         }
+        let private = |lower: OwnedFd| mount::clone_read_only(&lower).ok().unwrap_or(lower);
         for lower in fds.lowers {
-            let clone = mount::clone_read_only(&lower).ok();
-            push(Role::Lower, clone.unwrap_or(lower))?;
+            push(Role::Lower, private(lower))?;
         }
+        let bottom = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
+        let data = fds
+            .data
+            .into_iter()
+            .map(|layer| Dir::root(bottom, private(layer), &cache))
+            .collect::<Result<Vec<_>>>()?;
         let init_work = match (fds.init_work, &work) {
             (Some(dir), Some(_)) => Some(WorkDir::open(dir, &cache, userxattr)?),
             _ => None,
         };
-        Ok(Self { roots, work, init_work, identity, volatile })
+        Ok(Self { layers, data, work, init_work, identity, volatile })
     }
 
     /// The number of layers.
     pub fn len(&self) -> usize {
-        self.roots.len()
+        self.layers.len()
     }
 
     /// Never: a stack has a layer at least.
     pub fn is_empty(&self) -> bool {
-        self.roots.is_empty()
+        self.layers.is_empty()
     }
 
     /// What a layer is for; anything unknown counts as a lower.
     pub fn role(&self, layer: LayerId) -> Role {
-        self.roots.get(usize::from(layer)).map_or(Role::Lower, |r| r.0)
+        self.layers.get(usize::from(layer)).map_or(Role::Lower, |l| l.role)
     }
 
     /// Whether objects of a layer are changed where they are.
@@ -115,12 +135,28 @@ impl Stack {
 
     /// Whether a layer is the last one: nothing lies below it.
     pub fn is_bottom(&self, layer: LayerId) -> bool {
-        usize::from(layer) + 1 >= self.roots.len()
+        usize::from(layer) + 1 >= self.layers.len()
+    }
+
+    /// Whether names of a layer that begin with `.wh.` are whiteouts, in the form of AUFS and of the OCI
+    /// image spec (layer.md, "Whiteouts").
+    pub fn has_wh_names(&self, layer: LayerId) -> bool {
+        self.layers.get(usize::from(layer)).is_some_and(|l| l.wh_names)
     }
 
     /// The roots of the layers, topmost first.
     pub fn roots(&self) -> impl ExactSizeIterator<Item = &Arc<Dir>> {
-        self.roots.iter().map(|r| &r.1)
+        self.layers.iter().map(|l| &l.root)
+    }
+
+    /// Whether there are data-only layers.
+    pub fn has_data_only(&self) -> bool {
+        !self.data.is_empty()
+    }
+
+    /// The roots of the data-only layers, in the order in which they are asked.
+    pub fn data_roots(&self) -> impl Iterator<Item = &Arc<Dir>> {
+        self.data.iter()
     }
 
     /// Whether anything can be changed.

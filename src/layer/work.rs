@@ -1,5 +1,5 @@
-//! The work directory: `work/` for things in the making, `index/` for hardlinks, as the kernel's
-//! overlayfs keeps them.
+//! The work directory: `work/` for things in the making and `index/` for hardlinks, as the kernel's
+//! overlayfs keeps them; `gone/` for removed names of hardlinks, which is our own.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,6 +37,7 @@ pub struct Abilities {
 pub struct WorkDir {
     work: Writable,
     index: Writable,
+    gone: Writable,
     abilities: Abilities,
     next: AtomicU64,
 }
@@ -62,7 +63,7 @@ impl WorkDir {
         let work = sub("work")?;
         clean(&work)?;
         let abilities = probe(&work, &next, userxattr)?;
-        Ok(Self { work, index: sub("index")?, abilities, next })
+        Ok(Self { work, index: sub("index")?, gone: sub("gone")?, abilities, next })
     }
 
     /// Where things are made before they are published.
@@ -73,6 +74,11 @@ impl WorkDir {
     /// Where hardlinks of copied-up files are kept, by origin.
     pub fn index(&self) -> &Writable {
         &self.index
+    }
+
+    /// Where it is recorded how many names of lower hardlinks are gone, by origin.
+    pub fn gone(&self) -> &Writable {
+        &self.gone
     }
 
     /// A name in [`Self::staging`] that nothing else has.

@@ -2,6 +2,7 @@
 
 use rustix::fs::FileType;
 
+use crate::format::names;
 use crate::sys::file::Stat;
 
 /// Attributes of an object of the union.
@@ -45,7 +46,7 @@ impl Attr {
             nlink: st.nlink,
             uid: st.uid,
             gid: st.gid,
-            rdev: st.rdev,
+            rdev: if st.rdev == names::ESCAPED_DEVICE { 0 } else { st.rdev },
             size: st.size,
             blocks: st.blocks,
             blksize: st.blksize,

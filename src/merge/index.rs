@@ -5,12 +5,15 @@
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 
+use rustix::fs::RenameFlags;
+
 use crate::error::{Errno, Result};
 use crate::format::names::Mark;
 use crate::format::nlink::{Base, NlinkDiff};
 use crate::format::origin::Origin;
 use crate::layer::dir::Dir;
 use crate::layer::stack::{Stack, UPPER};
+use crate::sys::cred::Caller;
 use crate::sys::file::{self, Stat};
 use crate::sys::handle;
 use crate::sys::xattr::{self, Target};
@@ -69,6 +72,31 @@ pub fn store_diff(stack: &Stack, name: &OsStr, diff: i64) -> Result<()> {
 /// Drops the index entry of a file whose last name is gone.
 pub fn remove(stack: &Stack, name: &OsStr) -> Result<()> {
     stack.work(UPPER)?.index().unlink(name)
+}
+
+/// How many names of the lower file with this origin are gone from the union, while it is not copied up.
+pub fn gone(stack: &Stack, origin: &Origin) -> Result<u32> {
+    let (Ok(work), Some(name)) = (stack.work(UPPER), origin.index_name()) else { return Ok(0) };
+    match file::readlink(work.gone().fd()?, &name) {
+        Ok(count) => Ok(count.to_str().and_then(|c| c.parse().ok()).unwrap_or(0)),
+        Err(Errno::NOENT | Errno::INVAL) => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
+/// Records how many names are gone; 0 removes the record. As the target of a symlink, it is written and
+/// replaced in one step.
+pub fn store_gone(stack: &Stack, origin: &Origin, count: u32) -> Result<()> {
+    let (work, Some(name)) = (stack.work(UPPER)?, origin.index_name()) else { return Ok(()) };
+    if count == 0 {
+        return match work.gone().unlink(&name) {
+            Err(Errno::NOENT) => Ok(()),
+            other => other,
+        };
+    }
+    let temp = work.temp_name();
+    work.staging().symlink(&temp, OsStr::new(&count.to_string()), &Caller::daemon())?;
+    work.staging().rename(&temp, work.gone(), &name, RenameFlags::empty()).inspect_err(|_| work.purge(&temp))
 }
 
 /// Whether lower hardlinks can be kept together: index entries need file handles and xattrs.

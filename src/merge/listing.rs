@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use crate::error::{Errno, Result};
+use crate::format::names;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::stack::{Role, Stack};
 use crate::merge::lookup::is_whiteout;
@@ -27,19 +28,24 @@ pub struct Entry {
 
 /// Lists the directory made of `parts`, topmost first, without `.` and `..`.
 ///
-/// `impure`: entries of the topmost part may carry an origin.
-///
 /// # Errors
 /// Those of reading the layers.
-pub fn list(stack: &Stack, parts: &[Arc<Dir>], impure: bool) -> Result<Vec<Entry>> {
+pub fn list(stack: &Stack, parts: &[Arc<Dir>]) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut seen: HashSet<Box<OsStr>> = HashSet::new();
     for (i, dir) in parts.iter().enumerate() {
         let last = i + 1 == parts.len();
         let upper = stack.role(dir.layer()) == Role::Upper;
         let dev = dir.id().0;
+        let wh_names = stack.has_wh_names(dir.layer());
+        // What this layer hides in those below it, where it says so by other names.
+        let mut hidden: Vec<Box<OsStr>> = Vec::new();
         let fd = dir.fd()?;
         file::list(&fd, |name, ino, kind| {
+            if wh_names && names::is_wh(name) {
+                hidden.extend(names::wh_target(name).map(Into::into));
+                return Ok(());
+            }
             if i > 0 && seen.contains(name) {
                 return Ok(());
             }
@@ -52,11 +58,12 @@ pub fn list(stack: &Stack, parts: &[Arc<Dir>], impure: bool) -> Result<Vec<Entry
             }
             // The number of an upper directory is that of a part below, if there is one; that of an
             // upper file is its origin's.
-            let indirect = upper && if kind == FileType::Directory { !last } else { impure };
+            let indirect = upper && if kind == FileType::Directory { !last } else { dir.impure() };
             let ino = (!indirect).then(|| stack.identity().compose(dev, ino));
             entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
             Ok(())
         })?;
+        seen.extend(hidden);
     }
     Ok(entries)
 }
@@ -81,6 +88,5 @@ fn visible(dir: &Dir, name: &OsStr, kind: FileType) -> Result<Option<FileType>> 
 
 /// Whether the directory made of `parts` has no entry.
 pub fn is_empty(stack: &Stack, parts: &[Arc<Dir>]) -> Result<bool> {
-    // A purely upper directory is decided by its own entries, all of which count.
-    list(stack, parts, false).map(|entries| entries.is_empty())
+    list(stack, parts).map(|entries| entries.is_empty())
 }

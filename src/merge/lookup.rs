@@ -1,15 +1,16 @@
 //! What a name stands for in a merged directory.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use rustix::fs::FileType;
 
 use crate::error::{Errno, Result};
+use crate::format::names;
 use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::marks;
-use crate::layer::stack::{Stack, UPPER};
+use crate::layer::stack::{Role, Stack};
 use crate::sys::file::{self, Stat};
 
 /// How many absolute redirects one lookup follows: more than any stack made by renames has, few
@@ -37,8 +38,6 @@ pub struct DirFound {
     pub parts: Vec<Arc<Dir>>,
     /// The topmost part.
     pub stat: Stat,
-    /// The topmost part has entries with an origin.
-    pub impure: bool,
     /// Where the topmost part says that lower layers keep the rest.
     pub redirect: Option<Redirect>,
 }
@@ -48,8 +47,87 @@ pub struct DirFound {
 pub struct Other {
     /// The directory that holds the name.
     pub dir: Arc<Dir>,
+    /// The name there, which a redirect may have changed.
+    pub name: Arc<OsStr>,
     /// The object.
     pub stat: Stat,
+    /// Where the data of a regular file is, when the object has only its attributes (metacopy).
+    pub data: Option<Data>,
+}
+
+/// Where the data of a file is.
+#[derive(Debug, Clone)]
+pub struct Data {
+    /// The directory, in a lower or data-only layer.
+    pub dir: Arc<Dir>,
+    /// The name in it.
+    pub name: Arc<OsStr>,
+    /// Device and inode number.
+    pub id: (u64, u64),
+    /// Allocated 512-byte blocks.
+    pub blocks: u64,
+}
+
+/// Completes a regular file that has only attributes by where its data is (overlayfs.rst, "Metadata only
+/// copy up" and "Data-only lower layers").
+///
+/// # Errors
+/// EIO when the data is missing: an empty file in its place would be wrong.
+fn with_data(stack: &Stack, mut other: Other, below: &[Arc<Dir>], budget: &mut u32) -> Result<Other> {
+    let layer = other.dir.layer();
+    let may_lack = other.stat.kind() == FileType::RegularFile
+        && other.stat.size > 0
+        && (!stack.is_bottom(layer) || stack.has_data_only())
+        && (other.dir.impure() || (stack.has_data_only() && stack.role(layer) == Role::Lower));
+    if !may_lack || !marks::is_metacopy(other.dir.fd()?, &other.name)? {
+        return Ok(other);
+    }
+    *budget = budget.checked_sub(1).ok_or(Errno::LOOP)?;
+    let redirect = marks::file_redirect(other.dir.fd()?, &other.name)?;
+    let found = match &redirect {
+        None => lookup_bounded(stack, below, &other.name, budget)?,
+        Some(Redirect::Sibling(name)) => lookup_bounded(stack, below, name, budget)?,
+        Some(Redirect::Absolute(path)) => {
+            let roots: Vec<Arc<Dir>> = stack.roots().filter(|r| r.layer() > layer).cloned().collect();
+            let found = walk(stack, roots, path, budget)?;
+            if found.is_some() { found } else { data_only(stack, path, budget)? }
+        }
+    };
+    let Found::Other(found) = found else { return Err(Errno::IO) };
+    if found.stat.kind() != FileType::RegularFile {
+        return Err(Errno::IO);
+    }
+    let data = found.data.unwrap_or_else(|| Data {
+        dir: found.dir,
+        name: found.name,
+        id: (found.stat.dev, found.stat.ino),
+        blocks: found.stat.blocks,
+    });
+    other.data = Some(data);
+    Ok(other)
+}
+
+/// Looks a path up from merged roots.
+fn walk(stack: &Stack, mut parts: Vec<Arc<Dir>>, path: &[OsString], budget: &mut u32) -> Result<Found> {
+    let Some((last, ancestors)) = path.split_last() else { return Err(Errno::IO) };
+    for ancestor in ancestors {
+        parts = match lookup_bounded(stack, &parts, ancestor, budget)? {
+            Found::Dir(dir) => dir.parts,
+            _ => return Ok(Found::Nothing { whiteout: None }),
+        };
+    }
+    lookup_bounded(stack, &parts, last, budget)
+}
+
+/// Looks a path up in the data-only layers, one after the other: they are not merged.
+fn data_only(stack: &Stack, path: &[OsString], budget: &mut u32) -> Result<Found> {
+    for root in stack.data_roots() {
+        let found = walk(stack, vec![root.clone()], path, budget)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(Found::Nothing { whiteout: None })
 }
 
 impl Found {
@@ -96,8 +174,21 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
     let mut at = 0;
     while let Some(dir) = parts.get(at) {
         at += 1;
+        let layer = dir.layer();
+        // The last layer hides nothing.
+        let hides = !stack.is_bottom(layer);
+        let wh_names = stack.has_wh_names(layer);
+        if wh_names && names::is_wh(&name) {
+            continue;
+        }
         let st = match file::stat_at(dir.fd()?, &name) {
             Ok(st) => st,
+            Err(Errno::NOENT) if wh_names && hides && marks::has_wh(dir.fd()?, &name)? => {
+                if found.is_some() {
+                    break;
+                }
+                return Ok(Found::Nothing { whiteout: Some(layer) });
+            }
             Err(Errno::NOENT) => continue,
             Err(e) => return Err(e),
         };
@@ -107,9 +198,10 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
                 break;
             }
             if is_whiteout(dir, &name, &st)? {
-                return Ok(Found::Nothing { whiteout: Some(dir.layer()) });
+                return Ok(Found::Nothing { whiteout: Some(layer) });
             }
-            return Ok(Found::Other(Other { dir: dir.clone(), stat: st }));
+            let other = Other { dir: dir.clone(), name: Arc::from(&*name), stat: st, data: None };
+            return with_data(stack, other, &parts[at..], budget).map(Found::Other);
         }
         let part = Dir::below(dir, &name, &st);
         let layer = dir.layer();
@@ -117,12 +209,7 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
         let marks = if stack.is_bottom(layer) { marks::Marks::default() } else { marks::read(part.fd()?)? };
         match &mut found {
             None => {
-                found = Some(DirFound {
-                    parts: vec![part],
-                    stat: st,
-                    impure: marks.impure,
-                    redirect: marks.redirect.clone(),
-                });
+                found = Some(DirFound { parts: vec![part], stat: st, redirect: marks.redirect.clone() });
             }
             Some(found) => found.parts.push(part),
         }
@@ -136,8 +223,8 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
                 *budget = budget.checked_sub(1).ok_or(Errno::LOOP)?;
                 let Some((last, ancestors)) = path.split_last() else { return Err(Errno::IO) };
                 elsewhere = stack.roots().filter(|r| r.layer() > layer).cloned().collect();
-                for ancestor in ancestors {
-                    elsewhere = match lookup_bounded(stack, &elsewhere, ancestor, budget)? {
+                if !ancestors.is_empty() {
+                    elsewhere = match walk(stack, elsewhere, ancestors, budget)? {
                         Found::Dir(dir) => dir.parts,
                         _ => Vec::new(),
                     };
@@ -165,12 +252,15 @@ pub fn hidden_below(stack: &Stack, parts: &[Arc<Dir>], layer: LayerId, name: &Os
 pub fn root(stack: &Stack) -> Result<DirFound> {
     let mut found: Option<DirFound> = None;
     for root in stack.roots() {
-        let marks = marks::read(root.fd()?)?;
+        let mut marks = marks::read(root.fd()?)?;
+        marks.opaque |= stack.has_wh_names(root.layer()) && marks::has_wh_opaque(root.fd()?)?;
+        if marks.impure {
+            root.note_impure();
+        }
         match &mut found {
             None => {
                 let stat = file::stat_fd(root.fd()?)?;
-                let impure = marks.impure && root.layer() == UPPER;
-                found = Some(DirFound { parts: vec![root.clone()], stat, impure, redirect: None });
+                found = Some(DirFound { parts: vec![root.clone()], stat, redirect: None });
             }
             Some(found) => found.parts.push(root.clone()),
         }

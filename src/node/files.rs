@@ -37,12 +37,12 @@ impl OpenFile {
         self.flags.intersects(OFlags::WRONLY | OFlags::RDWR)
     }
 
-    /// The real file: when the object was copied up since it was opened, the copy.
+    /// The real file: when its data was copied up since it was opened, the copy.
     ///
     /// # Errors
     /// Those of opening the copy.
     pub fn fd(&self, index: Option<&Arc<Dir>>) -> Result<Arc<OwnedFd>> {
-        let layer = self.node.layer();
+        let layer = self.node.content_layer();
         {
             let real = self.real.read();
             if real.0 == layer {

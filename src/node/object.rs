@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::fs::FileType;
@@ -12,6 +13,7 @@ use crate::error::{Errno, Result};
 use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
 use crate::merge::index::Indexed;
+use crate::merge::lookup::Data;
 use crate::node::io::Io;
 use crate::node::table::Table;
 use crate::sys::file::{self, Stat};
@@ -43,12 +45,14 @@ pub struct State {
     pub id: (u64, u64),
     /// A directory's parts, topmost first.
     pub parts: Vec<Arc<Dir>>,
-    /// A directory: entries of the topmost part may have an origin.
-    pub impure: bool,
     /// A directory in the upper: where lower layers keep the rest of it.
     pub redirect: Option<Redirect>,
     /// A copied-up hardlink.
     pub indexed: Option<Indexed>,
+    /// A lower hardlink: how many of its names are gone from the union.
+    pub gone: u32,
+    /// A regular file that has only attributes where it is: where its data is.
+    pub data: Option<Data>,
     /// Refers to the real object once it has no name left (O_PATH).
     pub pinned: Option<Arc<OwnedFd>>,
     /// The real object is in a lower and has names there, but none in the union.
@@ -67,23 +71,27 @@ pub struct Node {
     /// A directory: held for reading to look names up and list them, for writing to change them.
     pub names: RwLock<()>,
     layer: AtomicU16,
+    content: AtomicU16,
     state: RwLock<State>,
     io: Mutex<Io>,
     table: Weak<Table>,
 }
 
-/// How often a name that was moved under us is looked for again.
-const MOVED_RETRIES: usize = 1000;
+/// How long an object that is not where it was is waited for: at a time, and in all.
+const MOVED_PAUSE: Duration = Duration::from_millis(5);
+const MOVED_LIMIT: Duration = Duration::from_secs(2);
 
 impl Node {
     /// A node not in any table yet; [`Table::admit`] puts it there.
     pub(super) fn new(table: &Arc<Table>, ino: u64, kind: FileType, layer: LayerId, state: State) -> Self {
+        let content = state.content_layer(layer);
         Self {
             ino,
             kind,
             copying: Mutex::new(()),
             names: RwLock::new(()),
             layer: AtomicU16::new(layer),
+            content: AtomicU16::new(content),
             state: RwLock::new(state),
             io: Mutex::new(Io::default()),
             table: Arc::downgrade(table),
@@ -98,6 +106,11 @@ impl Node {
     /// The layer that holds the real object (a directory's topmost part).
     pub fn layer(&self) -> LayerId {
         self.layer.load(Ordering::Acquire)
+    }
+
+    /// The layer that holds a file's data.
+    pub fn content_layer(&self) -> LayerId {
+        self.content.load(Ordering::Acquire)
     }
 
     /// Looks at the state.
@@ -115,6 +128,7 @@ impl Node {
         let mut state = self.state.write();
         let out = f(&mut state);
         self.layer.store(layer, Ordering::Release);
+        self.content.store(state.content_layer(layer), Ordering::Release);
         out
     }
 
@@ -183,31 +197,40 @@ impl Node {
     }
 
     /// Runs `f` on the directory and name of the real object until it finds that very object there:
-    /// others may rename it meanwhile. `f` gives what it found with its attributes.
+    /// others may rename it meanwhile. `f` gives what it found with its attributes; it is given an empty
+    /// name when the descriptor is the object itself.
     fn by_name<T>(
         &self,
         index: Option<&Arc<Dir>>,
         mut f: impl FnMut(&OwnedFd, &OsStr) -> Result<(T, Stat)>,
     ) -> Result<T> {
-        let mut last = Errno::STALE;
-        for attempt in 0..MOVED_RETRIES {
-            let Some((dir, name)) = self.place(index) else { return Err(Errno::STALE) };
-            match dir.fd().and_then(|fd| f(&fd, &name)) {
-                Ok((found, st)) if (st.dev, st.ino) == self.with(|s| s.id) => return Ok(found),
-                Ok(_) => last = Errno::STALE,
-                Err(e @ (Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP)) => last = e,
-                Err(e) => return Err(e),
-            }
+        let mut once = || {
             if let Some(pinned) = self.with(|s| s.pinned.clone()) {
                 return f(&pinned, OsStr::new("")).map(|(found, _)| found);
             }
-            // Whoever moves it holds the directory's names: wait for that.
-            match self.any_link() {
-                Some(link) if attempt % 8 == 0 => drop(link.parent.names.read_recursive()),
-                _ => std::thread::yield_now(),
+            let (dir, name) = self.place(index).ok_or(Errno::STALE)?;
+            match f(&*dir.fd()?, &name)? {
+                (found, st) if (st.dev, st.ino) == self.with(|s| s.id) => Ok(found),
+                _ => Err(Errno::STALE),
+            }
+        };
+        let mut waited = Duration::ZERO;
+        loop {
+            match once() {
+                Err(Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP) => {}
+                other => return other,
+            }
+            // Whoever moves it holds the names of its directory. With those in hand, what is found is
+            // final. They may be in the hands of this very thread, though: never wait without a limit.
+            let Some(link) = self.any_link() else { return once() };
+            if let Some(_names) = link.parent.names.try_read_recursive_for(MOVED_PAUSE) {
+                return once();
+            }
+            waited += MOVED_PAUSE;
+            if waited > MOVED_LIMIT {
+                return once();
             }
         }
-        Err(last)
     }
 
     /// Attributes of the real object, with its number of names in the union. `index`: the index
@@ -240,6 +263,11 @@ impl Node {
                 st.nlink = 1;
             } else if let Some(indexed) = &s.indexed {
                 st.nlink = u32::try_from((i64::from(st.nlink) + indexed.diff).max(0)).unwrap_or(u32::MAX);
+            } else {
+                st.nlink = st.nlink.saturating_sub(s.gone);
+            }
+            if let Some(data) = &s.data {
+                st.blocks = data.blocks;
             }
         });
         st
@@ -267,11 +295,29 @@ impl Node {
         })
     }
 
-    /// Opens a regular file. `flags`: access mode and status flags.
+    /// Opens a regular file's data. `flags`: access mode and status flags.
     ///
     /// # Errors
     /// Those of open(2); ESTALE as for [`Self::stat`].
     pub fn open(
+        &self,
+        index: Option<&Arc<Dir>>,
+        flags: rustix::fs::OFlags,
+        noatime: bool,
+    ) -> Result<(OwnedFd, Stat)> {
+        if let Some(data) = self.with(|s| s.data.clone()) {
+            let fd = file::open_regular(data.dir.fd()?, &data.name, flags, noatime)?;
+            let st = file::stat_fd(&fd)?;
+            return if (st.dev, st.ino) == data.id { Ok((fd, st)) } else { Err(Errno::STALE) };
+        }
+        self.open_here(index, flags, noatime)
+    }
+
+    /// Opens the regular file where its attributes are.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn open_here(
         &self,
         index: Option<&Arc<Dir>>,
         flags: rustix::fs::OFlags,
@@ -291,6 +337,13 @@ impl Node {
             let st = file::stat_fd(&fd)?;
             Ok(((fd, st), st))
         })
+    }
+}
+
+impl State {
+    /// The layer that holds a file's data, when its attributes are in `layer`.
+    fn content_layer(&self, layer: LayerId) -> LayerId {
+        self.data.as_ref().map_or(layer, |data| data.dir.layer())
     }
 }
 

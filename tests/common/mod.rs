@@ -19,6 +19,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use tempfile::TempDir;
 
@@ -92,7 +93,8 @@ impl Union {
         for name in (0..lowers).map(|i| format!("l{i}")).chain(["upper", "work", "mnt"].map(String::from)) {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        Self { dir, lowers, init: false, read_only: false, options: Vec::new(), watchdog: None }
+        let watchdog = Some(Watchdog::new(dir.path()));
+        Self { dir, lowers, init: false, read_only: false, options: Vec::new(), watchdog }
     }
 
     /// Adds an init layer.
@@ -186,7 +188,6 @@ impl Union {
 
     /// Mounts.
     pub fn mount(&mut self) {
-        self.watchdog.get_or_insert_with(|| Watchdog::new(&self.dir.path().join("mnt")));
         if overlay_backend() {
             overlay::mount(self, &[]);
         } else {
@@ -202,9 +203,15 @@ impl Union {
         self
     }
 
-    /// Unmounts, which must succeed at once.
+    /// Unmounts.
     pub fn unmount(&mut self) {
-        rustix::mount::unmount(self.mnt(), UnmountFlags::empty()).unwrap();
+        // A process that another test has just forked holds our open files until its exec.
+        let mut result = Ok(());
+        wait_for(Duration::from_secs(3), || {
+            result = rustix::mount::unmount(self.mnt(), UnmountFlags::empty());
+            result != Err(Errno::BUSY)
+        });
+        result.unwrap();
     }
 
     /// Unmounts and mounts.
@@ -219,25 +226,25 @@ impl Drop for Union {
         if let Some(watchdog) = self.watchdog.take() {
             watchdog.stop();
         }
-        tear_down(&self.mnt());
+        tear_down(self.dir.path());
     }
 }
 
-/// Ends a mount that lives longer than a test may take, so that no test hangs.
+/// Ends mounts that live longer than a test may take, so that no test hangs.
 struct Watchdog {
     done: Sender<()>,
     thread: JoinHandle<()>,
 }
 
 impl Watchdog {
-    fn new(mnt: &Path) -> Self {
+    fn new(dir: &Path) -> Self {
         let (done, wait) = channel();
-        let mnt = mnt.to_owned();
+        let dir = dir.to_owned();
         let limit = std::env::var("UNIONFS_TEST_LIMIT").ok().and_then(|s| s.parse().ok()).unwrap_or(120);
         let thread = std::thread::spawn(move || {
             if wait.recv_timeout(Duration::from_secs(limit)) == Err(RecvTimeoutError::Timeout) {
-                let _ = writeln!(std::io::stderr(), "TIMEOUT: {} after {limit} s", mnt.display());
-                tear_down(&mnt);
+                let _ = writeln!(std::io::stderr(), "TIMEOUT: {} after {limit} s", dir.display());
+                tear_down(&dir);
             }
         });
         Self { done, thread }
@@ -249,14 +256,20 @@ impl Watchdog {
     }
 }
 
-/// Unmounts whatever lies at `mnt`, in use or not, and ends its connection: requests that hang fail.
-fn tear_down(mnt: &Path) {
-    while let Some(device) = mounted_device(mnt) {
-        if rustix::mount::unmount(mnt, UnmountFlags::DETACH).is_err() {
-            return;
+/// Unmounts whatever is mounted below `dir`, in use or not, and ends its connections: requests that
+/// hang fail. Reads the table only, since touching a hung mount hangs.
+fn tear_down(dir: &Path) {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for line in table.lines().rev() {
+        let mut fields = line.split_ascii_whitespace().skip(2);
+        let (Some(device), _, Some(at)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        if !Path::new(at).starts_with(dir) {
+            continue;
         }
-        let abort = Path::new("/sys/fs/fuse/connections").join(device.to_string()).join("abort");
-        if abort.exists() {
+        let _ = rustix::mount::unmount(at, UnmountFlags::DETACH);
+        let minor = device.split_once(':').map_or("", |(_, minor)| minor);
+        let abort = Path::new("/sys/fs/fuse/connections").join(minor).join("abort");
+        if line.contains(" - fuse") && abort.exists() {
             let _ = std::fs::write(abort, "1");
         }
     }
@@ -264,12 +277,7 @@ fn tear_down(mnt: &Path) {
 
 /// Whether something is mounted at exactly `mnt`.
 pub fn is_mounted(mnt: &Path) -> bool {
-    mounted_device(mnt).is_some()
-}
-
-/// The minor device number of the mount at `mnt`, read without touching the mount.
-fn mounted_device(mnt: &Path) -> Option<u32> {
-    mount_line(mnt)?.split_ascii_whitespace().nth(2)?.split_once(':')?.1.parse().ok()
+    mount_line(mnt).is_some()
 }
 
 /// The line of /proc/self/mountinfo for the topmost mount at `mnt`.
