@@ -7,6 +7,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod flat;
 mod layers;
 mod ops;
 
@@ -113,7 +114,7 @@ fn attempt(case: &Case, log: &mut Vec<String>) -> Result<(), String> {
         layers::build(path, entries, !(case.init && i == 0));
     }
     let flat = union.dir().join("flat");
-    layers::flatten(&paths, &flat);
+    flat::flatten(&paths, &flat);
     union.mount();
     let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     let mut pair = Pair { union, flat, begin };
