@@ -40,7 +40,8 @@ impl UnionFs {
         // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
         let layer = node.layer();
         let (fd, st) = node.open(self.index(), real, !self.stack.in_place(layer))?;
-        if truncate && st.size > 0 {
+        if truncate {
+            // Of an empty file too: it sets the times (open(2), O_TRUNC).
             rustix::fs::ftruncate(&fd, 0)?;
         }
         if truncate && !caller.keeps_setid() {
