@@ -147,6 +147,10 @@ impl UnionFs {
         if node.is_dir() && (self.is_init(layer) || self.is_init(home)) {
             return Err(Errno::XDEV);
         }
+        if layer != home && file::stat_fd(&*node.pin(self.index())?)?.nlink > 1 {
+            // Its other names would stay in the old layer.
+            return Err(Errno::XDEV);
+        }
         if to.part(home).is_none() {
             let to = to.clone();
             return Ok(Some(Box::new(move |fs| fs.dir_up(&to).map(drop))));
