@@ -35,6 +35,7 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            let _count = node.counting.lock();
             let pinned = self.keep_object(&node, &parent, name)?;
             self.take_name(&parent, name, holder, false)?;
             return self.lost(&node, &parent, name, holder, pinned);
@@ -106,7 +107,8 @@ impl UnionFs {
     }
 
     /// Keeps hold of an object that the kernel may still use and that is about to lose the name: `None`
-    /// when it can be reached otherwise.
+    /// when it can be reached otherwise. Its names must be counted under the lock for it until
+    /// [`Self::lost`] is done.
     pub(super) fn keep_object(
         &self,
         node: &Node,
@@ -131,7 +133,8 @@ impl UnionFs {
         remove(&self.stack, &dir, name, is_dir, whiteout)
     }
 
-    /// Records that `node` lost its name, whose entry was in layer `holder`.
+    /// Records that `node` lost its name, whose entry was in layer `holder`. Its lock for counting must be
+    /// held, unless it is a directory.
     pub(super) fn lost(
         &self,
         node: &Arc<Node>,

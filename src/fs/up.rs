@@ -180,6 +180,7 @@ impl UnionFs {
     /// the parent must be locked for writing and its upper part exist.
     pub(super) fn link_up(&self, node: &Arc<Node>, link: &Link) -> Result<()> {
         let to = self.writable(&link.parent, UPPER)?;
+        let _count = node.counting.lock();
         let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };
         let fd = node.pin(self.index())?;
         self.set_impure(&link.parent, &to)?;

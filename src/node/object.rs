@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::fs::FileType;
@@ -66,6 +67,8 @@ pub struct Node {
     pub copying: Mutex<()>,
     /// A directory: held for reading to look names up and list them, for writing to change them.
     pub names: RwLock<()>,
+    /// Anything else: held while a name is added or taken away and the number of names with it.
+    pub counting: Mutex<()>,
     layer: AtomicU16,
     state: RwLock<State>,
     io: Mutex<Io>,
@@ -74,6 +77,8 @@ pub struct Node {
 
 /// How often a name that was moved under us is looked for again.
 const MOVED_RETRIES: usize = 1000;
+/// How long one wait for whoever moves it lasts at most.
+const MOVED_WAIT: Duration = Duration::from_millis(1);
 
 impl Node {
     /// A node not in any table yet; [`Table::admit`] puts it there.
@@ -83,6 +88,7 @@ impl Node {
             kind,
             copying: Mutex::new(()),
             names: RwLock::new(()),
+            counting: Mutex::new(()),
             layer: AtomicU16::new(layer),
             state: RwLock::new(state),
             io: Mutex::new(Io::default()),
@@ -201,9 +207,10 @@ impl Node {
             if let Some(pinned) = self.with(|s| s.pinned.clone()) {
                 return f(&pinned, OsStr::new("")).map(|(found, _)| found);
             }
-            // Whoever moves it holds the directory's names: wait for that.
+            // Whoever moves it holds the directory's names: wait for that, but not for good, since the
+            // caller may hold names that it waits for.
             match self.any_link() {
-                Some(link) if attempt % 8 == 0 => drop(link.parent.names.read_recursive()),
+                Some(link) if attempt % 8 == 0 => drop(link.parent.names.try_read_recursive_for(MOVED_WAIT)),
                 _ => std::thread::yield_now(),
             }
         }
