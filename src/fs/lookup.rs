@@ -10,7 +10,15 @@ use crate::layer::stack::{Role, UPPER};
 use crate::merge::lookup::{DirFound, Found, Other};
 use crate::merge::{index, lookup, number};
 use crate::node::{Link, Node, State};
-use crate::sys::file::Stat;
+use crate::sys::file::{self, Stat};
+
+/// What has a number.
+enum Admitted {
+    /// The object that was looked for.
+    Same(Arc<Node>),
+    /// What looks like another object.
+    Other(Arc<Node>),
+}
 
 impl UnionFs {
     /// The object that `name` in directory `parent` stands for. Counts one lookup of it.
@@ -87,7 +95,10 @@ impl UnionFs {
             redirect: dir.redirect,
             ..State::default()
         });
-        let node = self.admit_state(ino, stat, layer, &mut state);
+        let node = match self.admit_state(ino, stat, layer, &mut state) {
+            Admitted::Same(node) => node,
+            Admitted::Other(_) => self.admit_alias(stat, layer, &mut state),
+        };
         (node, stat)
     }
 
@@ -96,18 +107,21 @@ impl UnionFs {
         let role = self.stack.role(holder);
         let mut ino = number::own(&self.stack, &other);
         let (mut layer, mut stat, mut indexed) = (holder, other.stat, None);
+        let mut lower_origin = None;
         if role == Role::Lower && self.wants_index(&other.stat) {
             // Another name of the file may have been copied up.
-            if let Some(origin) = index::origin_of(&self.stack, &other.dir, name)?
-                && let Some((entry, copy)) = index::find(&self.stack, &origin)?
+            lower_origin = index::origin_of(&self.stack, &other.dir, name)?;
+            if let Some(origin) = &lower_origin
+                && let Some((entry, copy)) = index::find(&self.stack, origin)?
             {
                 (layer, stat, indexed) = (UPPER, copy, Some(entry));
             }
-        } else if role == Role::Upper && (parent.with(|s| s.impure) || stat.nlink > 1) {
+        } else if role == Role::Init || role == Role::Upper && (parent.with(|s| s.impure) || stat.nlink > 1) {
             let origin = number::origin(&self.stack, other.dir.fd()?, name)?;
             if let Some(origin) = origin {
                 ino = self.stack.identity().of_origin(&origin).unwrap_or(ino);
-                if stat.nlink > 1
+                if role == Role::Upper
+                    && stat.nlink > 1
                     && let Some((entry, copy)) = index::find(&self.stack, &origin)?
                     && (copy.dev, copy.ino) == (stat.dev, stat.ino)
                 {
@@ -118,22 +132,45 @@ impl UnionFs {
         let link = Link { parent: parent.clone(), name: name.into(), layer: holder };
         let id = (stat.dev, stat.ino);
         let mut state = Some(State { links: vec![link.clone()], id, indexed, ..State::default() });
-        let node = self.admit_state(ino, stat, layer, &mut state);
+        let node = match self.admit_state(ino, stat, layer, &mut state) {
+            Admitted::Same(node) => node,
+            Admitted::Other(node) => {
+                // In the middle of being copied up by another of its names, in another directory.
+                let lower = (other.stat.dev, other.stat.ino);
+                let meanwhile = match &lower_origin {
+                    Some(origin) => index::find(&self.stack, origin)?.map(|(_, copy)| (copy.dev, copy.ino)),
+                    None => None,
+                };
+                let known = node.with(|s| s.id);
+                if node.kind == stat.kind()
+                    && (meanwhile == Some(known) || lower_origin.is_some() && lower == known)
+                {
+                    stat = file::stat_fd(&*node.pin(self.index())?)?;
+                    node
+                } else {
+                    self.admit_alias(stat, layer, &mut state)
+                }
+            }
+        };
         node.add_link(link);
         Ok((node, stat))
     }
 
-    /// The node with number `ino`; under another number when that one is taken by another object (two
-    /// that claim one origin).
-    fn admit_state(&self, ino: u64, stat: Stat, layer: LayerId, state: &mut Option<State>) -> Arc<Node> {
-        let mut take = || state.take().unwrap_or_default();
+    /// The node with number `ino`, a new one if there is none.
+    fn admit_state(&self, ino: u64, stat: Stat, layer: LayerId, state: &mut Option<State>) -> Admitted {
         let id = (stat.dev, stat.ino);
-        let (node, new) = self.table.admit(ino, stat.kind(), layer, &mut take);
+        let (node, new) = self.table.admit(ino, stat.kind(), layer, || state.take().unwrap_or_default());
         if new || (node.with(|s| s.id) == id && node.kind == stat.kind()) {
-            return node;
+            Admitted::Same(node)
+        } else {
+            Admitted::Other(node)
         }
+    }
+
+    /// The node of an object whose number another one has (two that claim one origin).
+    fn admit_alias(&self, stat: Stat, layer: LayerId, state: &mut Option<State>) -> Arc<Node> {
         let alias = self.stack.identity().alias(stat.dev, stat.ino);
-        self.table.admit(alias, stat.kind(), layer, take).0
+        self.table.admit(alias, stat.kind(), layer, || state.take().unwrap_or_default()).0
     }
 
     /// Whether a lower file has other names that must be kept together with it when it is copied up.

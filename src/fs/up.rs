@@ -108,6 +108,16 @@ impl UnionFs {
             let from = node.pin(None)?;
             let st = file::stat_fd(&*from)?;
             let origin = index::origin_of(&self.stack, &holder, &link.name)?;
+            if let Some(origin) = origin.as_ref().filter(|_| self.wants_index(&st))
+                && let Some((entry, copy)) = index::find(&self.stack, origin)?
+            {
+                // Another of its names was, while this node was not known.
+                node.relocate(UPPER, |s| {
+                    s.id = (copy.dev, copy.ino);
+                    s.indexed = Some(entry);
+                });
+                return Ok(());
+            }
             let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, len, origin.as_ref())?;
             let _names = link.parent.names.write();
             if !self.still(node, &link) {

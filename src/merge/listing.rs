@@ -36,7 +36,7 @@ pub fn list(stack: &Stack, parts: &[Arc<Dir>], impure: bool) -> Result<Vec<Entry
     let mut seen: HashSet<Box<OsStr>> = HashSet::new();
     for (i, dir) in parts.iter().enumerate() {
         let last = i + 1 == parts.len();
-        let upper = stack.role(dir.layer()) == Role::Upper;
+        let role = stack.role(dir.layer());
         let dev = dir.id().0;
         let fd = dir.fd()?;
         file::list(&fd, |name, ino, kind| {
@@ -50,9 +50,15 @@ pub fn list(stack: &Stack, parts: &[Arc<Dir>], impure: bool) -> Result<Vec<Entry
             if !last {
                 seen.insert(name.into());
             }
-            // The number of an upper directory is that of a part below, if there is one; that of an
-            // upper file is its origin's.
-            let indirect = upper && if kind == FileType::Directory { !last } else { impure };
+            // The number of an upper directory is that of a part below, if there is one, be it by a
+            // redirect; that of an upper file is its origin's.
+            // Init files that came from the upper have an origin as well; there are few.
+            let is_dir = kind == FileType::Directory;
+            let indirect = match role {
+                Role::Upper => impure || is_dir && !last,
+                Role::Init => !is_dir,
+                Role::Lower => false,
+            };
             let ino = (!indirect).then(|| stack.identity().compose(dev, ino));
             entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
             Ok(())
