@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use unionfs::fs::{SetAttr, SetTime};
 
-use crate::tree::{Tree, is_root, names, os, private, set_xattr, xattr, xattr_names};
+use crate::tree::{Small, Tree, is_root, names, os, private, set_xattr, xattr, xattr_names};
 use crate::union::{CALLER, KEEP, caller};
 
 /// An access ACL: owner rw, user 1 r, group r, mask r, others nothing.
@@ -239,29 +239,6 @@ fn a_default_acl_of_the_work_directory_does_not_matter() {
         assert_eq!(u.stat(name).unwrap().mode, before.mode, "{name}");
         let acls: Vec<_> = xattr_names(&t.upper(name)).into_iter().filter(|n| n.contains("acl")).collect();
         assert_eq!(acls, [""; 0], "{name}");
-    }
-}
-
-/// A small filesystem of its own, gone with the value.
-struct Small(std::path::PathBuf);
-
-impl Small {
-    fn mount(at: &Path, bytes: u64) -> Option<Self> {
-        use rustix::mount::{MountFlags, mount};
-        let options = std::ffi::CString::new(format!("size={bytes},mode=755")).unwrap();
-        match mount("tmpfs", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
-            Ok(()) => Some(Self(at.to_owned())),
-            Err(e) => {
-                eprintln!("SKIP: mounting a tmpfs: {e}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
 }
 

@@ -215,3 +215,29 @@ fn numbers_of_init_files() {
     assert_eq!(after, before);
     same_again(&t, &u);
 }
+
+/// Upper and init on different filesystems: what cannot be renamed is copied.
+#[test]
+fn on_another_filesystem() {
+    let mut t = layers();
+    let place = t.path("small");
+    fs::create_dir(&place).unwrap();
+    let Some(_small) = crate::tree::Small::mount(&place, 4 << 20) else { return };
+    t.put_init_in("small", "f etc/hosts init\nf etc/resolv.conf r");
+    let u = t.open();
+    u.put("etc/hosts.tmp", "edited").unwrap();
+    let fh = u.open("etc/hosts.tmp", libc::O_RDWR).unwrap();
+    u.rename("etc/hosts.tmp", "etc/hosts").unwrap();
+    assert_eq!(fs::read_to_string(t.path("small/init/etc/hosts")).unwrap(), "edited");
+    u.fs.write(fh, 0, b"E", false).unwrap();
+    u.fs.release(fh);
+    assert_eq!(u.get("etc/hosts").unwrap(), "Edited");
+    same_again(&t, &u);
+    u.rename("etc/resolv.conf", "etc/r").unwrap();
+    assert!(is_whiteout(t.path("small/init/etc/resolv.conf")));
+    assert_eq!(fs::read_to_string(t.upper("etc/r")).unwrap(), "r");
+    same_again(&t, &u);
+    u.rename("etc/passwd", "etc/resolv.conf").unwrap();
+    assert_eq!(fs::read_to_string(t.path("small/init/etc/resolv.conf")).unwrap(), "p");
+    same_again(&t, &u);
+}

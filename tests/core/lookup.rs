@@ -86,13 +86,13 @@ fn dots() {
     assert_eq!(u.fs.counts(), (1, 0, 0));
 }
 
-/// All stacks of up to five lowers where each has nothing, a file, a whiteout, a directory with a file
-/// or an opaque one, under the same name.
+/// All stacks of up to three layers where each has nothing, a file, a whiteout, a directory with a file
+/// or an opaque one, under the same name; and some of four and five.
 #[test]
 fn every_stack_of_marks() {
     const KINDS: [&str; 5] = ["", "f n file", "w n", "f n/LAYER x", "o n\nf n/LAYER x"];
-    for depth in 1..=4_u32 {
-        for code in 0..5_u32.pow(depth) {
+    for depth in 1..=5_u32 {
+        for code in (0..5_u32.pow(depth)).step_by([1, 1, 1, 11, 37][depth as usize - 1]) {
             let kinds: Vec<usize> = (0..depth).map(|i| (code / 5_u32.pow(i) % 5) as usize).collect();
             let texts: Vec<String> =
                 kinds.iter().enumerate().map(|(i, k)| KINDS[*k].replace("LAYER", &i.to_string())).collect();

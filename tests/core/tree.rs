@@ -31,10 +31,34 @@ use crate::union::Union;
 pub struct Tree {
     temp: tempfile::TempDir,
     lowers: usize,
-    init: bool,
+    /// Where the init layer is, and its own work directory.
+    init: Option<(PathBuf, Option<PathBuf>)>,
     upper: bool,
     /// Where the upper and its work directory are, followed by a slash.
     place: String,
+}
+
+/// A small filesystem of its own, gone with the value.
+pub struct Small(PathBuf);
+
+impl Small {
+    pub fn mount(at: &Path, bytes: u64) -> Option<Self> {
+        use rustix::mount::{MountFlags, mount};
+        let options = std::ffi::CString::new(format!("size={bytes},mode=755")).unwrap();
+        match mount("tmpfs", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
+            Ok(()) => Some(Self(at.to_owned())),
+            Err(e) => {
+                eprintln!("SKIP: mounting a tmpfs: {e}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
 }
 
 pub fn is_root() -> bool {
@@ -130,7 +154,7 @@ impl Tree {
             build(&root, text);
         }
         build(&temp.path().join("upper"), upper);
-        Self { temp, lowers: lowers.len(), init: false, upper: true, place: String::new() }
+        Self { temp, lowers: lowers.len(), init: None, upper: true, place: String::new() }
     }
 
     /// Puts an init layer between the upper and the lowers.
@@ -138,7 +162,7 @@ impl Tree {
         let root = self.temp.path().join("init");
         fs::create_dir(&root).unwrap();
         build(&root, text);
-        self.init = true;
+        self.init = Some((root, None));
         self
     }
 
@@ -168,6 +192,15 @@ impl Tree {
         }
     }
 
+    /// Makes the init layer in this directory, where another filesystem may be.
+    pub fn put_init_in(&mut self, place: &str, text: &str) {
+        let (root, work) = (self.path(&format!("{place}/init")), self.path(&format!("{place}/init-work")));
+        fs::create_dir(&root).unwrap();
+        fs::create_dir(&work).unwrap();
+        build(&root, text);
+        self.init = Some((root, Some(work)));
+    }
+
     pub fn lower(&self, rel: &str) -> PathBuf {
         self.path("lower0").join(rel)
     }
@@ -179,8 +212,8 @@ impl Tree {
     pub fn layers(&self) -> LayerFds {
         LayerFds {
             upper: self.upper.then(|| (open_layer(&self.upper("")), open_layer(&self.work("")))),
-            init: self.init.then(|| self.fd("init")),
-            init_work: None,
+            init: self.init.as_ref().map(|(root, _)| open_layer(root)),
+            init_work: self.init.as_ref().and_then(|(_, work)| work.as_deref().map(open_layer)),
             lowers: (0..self.lowers).map(|i| self.fd(&format!("lower{i}"))).collect(),
         }
     }
