@@ -30,8 +30,12 @@ impl UnionFs {
             return Err(Errno::BADF);
         }
         let fd = open.fd(self.index())?;
+        // Without CAP_FSETID of our own the write itself clears them.
+        let changed = kill_setid && file::stat_fd(&*fd)?.has_setid();
         let written = write_some_at(&*fd, data, offset)?;
-        let changed = kill_setid && file::clear_setid(&*fd)?;
+        if changed {
+            file::clear_setid(&*fd)?;
+        }
         Ok((written, changed))
     }
 
