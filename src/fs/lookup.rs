@@ -175,7 +175,7 @@ impl UnionFs {
 
     /// Whether a lower file has other names that must be kept together with it when it is copied up.
     pub(super) fn wants_index(&self, stat: &Stat) -> bool {
-        stat.nlink > 1 && !stat.is_dir() && index::usable(&self.stack)
+        stat.nlink > 1 && !stat.is_dir() && index::usable(&self.stack, stat.kind())
     }
 
     /// The layer's part of a directory, writable.

@@ -5,6 +5,8 @@
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 
+use rustix::fs::FileType;
+
 use crate::error::{Errno, Result};
 use crate::format::names::Mark;
 use crate::format::nlink::{Base, NlinkDiff};
@@ -71,7 +73,7 @@ pub fn remove(stack: &Stack, name: &OsStr) -> Result<()> {
     stack.work(UPPER)?.index().unlink(name)
 }
 
-/// Whether lower hardlinks can be kept together: index entries need file handles and xattrs.
-pub fn usable(stack: &Stack) -> bool {
-    stack.work(UPPER).is_ok_and(|w| w.abilities().xattrs)
+/// Whether lower hardlinks of this type can be kept together: index entries need xattrs.
+pub fn usable(stack: &Stack, kind: FileType) -> bool {
+    stack.work(UPPER).is_ok_and(|w| w.abilities().marks(kind))
 }
