@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Attr, ROOT, UnionFs};
 use crate::error::{Errno, Result};
+use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
 use crate::layer::stack::{Role, UPPER};
 use crate::merge::lookup::{DirFound, Found, Other};
@@ -14,6 +15,8 @@ use crate::sys::file::{self, Stat};
 
 /// What has a number.
 enum Admitted {
+    /// Nothing had it: a new node.
+    New(Arc<Node>),
     /// The object that was looked for.
     Same(Arc<Node>),
     /// What looks like another object.
@@ -96,7 +99,7 @@ impl UnionFs {
             ..State::default()
         });
         let node = match self.admit_state(ino, stat, layer, &mut state) {
-            Admitted::Same(node) => node,
+            Admitted::New(node) | Admitted::Same(node) => node,
             Admitted::Other(_) => self.admit_alias(stat, layer, &mut state),
         };
         (node, stat)
@@ -107,11 +110,11 @@ impl UnionFs {
         let role = self.stack.role(holder);
         let mut ino = number::own(&self.stack, &other);
         let (mut layer, mut stat, mut indexed) = (holder, other.stat, None);
-        let mut lower_origin = None;
+        let mut linked = None;
         if role == Role::Lower && self.wants_index(&other.stat) {
             // Another name of the file may have been copied up.
-            lower_origin = index::origin_of(&self.stack, &other.dir, name)?;
-            if let Some(origin) = &lower_origin
+            linked = index::origin_of(&self.stack, &other.dir, name)?;
+            if let Some(origin) = &linked
                 && let Some((entry, copy)) = index::find(&self.stack, origin)?
             {
                 (layer, stat, indexed) = (UPPER, copy, Some(entry));
@@ -126,6 +129,7 @@ impl UnionFs {
                     && (copy.dev, copy.ino) == (stat.dev, stat.ino)
                 {
                     indexed = Some(entry);
+                    linked = Some(origin);
                 }
             }
         }
@@ -134,16 +138,22 @@ impl UnionFs {
         let mut state = Some(State { links: vec![link.clone()], id, indexed, ..State::default() });
         let node = match self.admit_state(ino, stat, layer, &mut state) {
             Admitted::Same(node) => node,
+            Admitted::New(node) => {
+                if let Some(origin) = &linked {
+                    stat = self.settle(&node, origin)?.unwrap_or(stat);
+                }
+                node
+            }
             Admitted::Other(node) => {
                 // In the middle of being copied up by another of its names, in another directory.
                 let lower = (other.stat.dev, other.stat.ino);
-                let meanwhile = match &lower_origin {
+                let meanwhile = match &linked {
                     Some(origin) => index::find(&self.stack, origin)?.map(|(_, copy)| (copy.dev, copy.ino)),
                     None => None,
                 };
                 let known = node.with(|s| s.id);
                 if node.kind == stat.kind()
-                    && (meanwhile == Some(known) || lower_origin.is_some() && lower == known)
+                    && (meanwhile == Some(known) || role == Role::Lower && linked.is_some() && lower == known)
                 {
                     stat = file::stat_fd(&*node.pin(self.index())?)?;
                     node
@@ -160,11 +170,28 @@ impl UnionFs {
     fn admit_state(&self, ino: u64, stat: Stat, layer: LayerId, state: &mut Option<State>) -> Admitted {
         let id = (stat.dev, stat.ino);
         let (node, new) = self.table.admit(ino, stat.kind(), layer, || state.take().unwrap_or_default());
-        if new || (node.with(|s| s.id) == id && node.kind == stat.kind()) {
+        if new {
+            Admitted::New(node)
+        } else if node.with(|s| s.id) == id && node.kind == stat.kind() {
             Admitted::Same(node)
         } else {
             Admitted::Other(node)
         }
+    }
+
+    /// Brings a new node of a hardlink up to date: another one may have changed the index since it was
+    /// looked at, and be gone. From now on it changes by this node only. Gives the attributes of its copy,
+    /// if there is one.
+    fn settle(&self, node: &Node, origin: &Origin) -> Result<Option<Stat>> {
+        // Whoever copies it up looks at the index first.
+        let Some(_copying) = node.copying.try_lock() else { return Ok(None) };
+        let _count = node.counting.lock();
+        let Some((entry, copy)) = index::find(&self.stack, origin)? else { return Ok(None) };
+        node.relocate(UPPER, |s| {
+            s.id = (copy.dev, copy.ino);
+            s.indexed = Some(entry);
+        });
+        Ok(Some(copy))
     }
 
     /// The node of an object whose number another one has (two that claim one origin).

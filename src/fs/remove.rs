@@ -158,6 +158,8 @@ impl UnionFs {
             });
             return Ok(());
         };
+        // What is recorded counts: the node may be newer than what it was made from.
+        let indexed = Indexed { diff: index::diff(&self.stack, &indexed.name)?, ..indexed };
         // A real name is gone together with the union's, or only the union's.
         let diff = if self.stack.in_place(holder) { indexed.diff } else { indexed.diff - 1 };
         let fd = node.pin(self.index())?;

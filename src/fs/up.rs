@@ -194,6 +194,8 @@ impl UnionFs {
         let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };
         let fd = node.pin(self.index())?;
         self.set_impure(&link.parent, &to)?;
+        // What is recorded counts: the node may be newer than what it was made from.
+        let entry = Indexed { diff: index::diff(&self.stack, &entry.name)?, ..entry };
         // One real name more, and as many in the union.
         let diff = entry.diff - 1;
         index::store_diff(&self.stack, &entry.name, diff)?;

@@ -49,7 +49,8 @@ pub fn find(stack: &Stack, origin: &Origin) -> Result<Option<(Indexed, Stat)>> {
     }
 }
 
-fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
+/// How far the number of names in the union is from the upper inode's, as recorded.
+pub fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
     let work = stack.work(UPPER)?;
     let index = work.index().fd()?;
     let attr = Mark::Nlink.name(work.abilities().namespace);
