@@ -7,7 +7,7 @@ use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
 
 use crate::copy_up::metadata;
 use crate::error::{Errno, Result};
-use crate::format::names::{Mark, Namespace};
+use crate::format::names::Mark;
 use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
 use crate::layer::stack::Stack;
@@ -144,11 +144,8 @@ fn special<'a>(work: &'a WorkDir, from: BorrowedFd<'_>, st: &Stat) -> Result<Sta
 impl Staged<'_> {
     fn finish(&self, from: BorrowedFd<'_>, st: &Stat, origin: Option<&Origin>) -> Result<()> {
         metadata::copy(from, &self.fd, st)?;
-        let abilities = self.work.abilities();
-        // Symlinks and special files take no user.* attributes: their number is not kept then.
-        let markable = abilities.xattrs
-            && (abilities.namespace == Namespace::Trusted
-                || matches!(st.kind(), FileType::RegularFile | FileType::Directory));
+        // The number of what takes no mark is not kept.
+        let markable = self.work.abilities().marks(st.kind());
         if let Some(value) = origin.filter(|_| markable).and_then(Origin::encode) {
             self.mark(Mark::Origin, &value)?;
         }

@@ -93,7 +93,7 @@ impl UnionFs {
     /// Lets go of an open file.
     pub fn release(&self, fh: u64) {
         if let Some(open) = self.files.remove(fh) {
-            let backing = open.node.io().close(open.passed, open.writes());
+            let backing = open.node.io().close(open.passed);
             drop(backing);
         }
     }

@@ -41,6 +41,9 @@ fn lock<'a>(a: &'a Node, b: &'a Node) -> Names<'a> {
     }
 }
 
+/// How often to look, with [`PATIENCE`] between, whether a file that the kernel writes to by itself was closed.
+const RELEASE_TRIES: u32 = 50;
+
 /// Something to do without locks on names before a rename can go on.
 type First = Box<dyn FnOnce(&UnionFs) -> Result<()>>;
 
@@ -340,10 +343,18 @@ impl UnionFs {
         let home = to.dir().layer();
         let fd = node.pin(self.index())?;
         let st = file::stat_fd(&*fd)?;
-        // Nobody opens it meanwhile.
+        // The kernel may not have told us yet that a file is closed.
+        for _ in 0..RELEASE_TRIES {
+            if !node.io().is_passed() {
+                break;
+            }
+            std::thread::sleep(PATIENCE);
+        }
+        // Nobody writes to it nor opens it meanwhile.
+        let _content = node.names.write();
         let io = node.io();
-        if st.nlink > 1 || io.is_pinned_down() {
-            // Its other names, or what is written, would stay with the old copy.
+        if st.nlink > 1 || io.is_passed() {
+            // Its other names, or what the kernel writes, would stay with the old copy.
             return Err(Errno::XDEV);
         }
         let content = self.content(node, &st, st.size)?;

@@ -175,6 +175,7 @@ impl UnionFs {
             let to = self.stack.writable(&parent)?;
             self.set_impure(&to)?;
             self.note_name(UPPER, &link.name)?;
+            let _counting = node.counting.lock();
             let entry = match &origin {
                 Some(origin) if hard => self.add_to_index(&staged, origin, node, &st)?,
                 _ => None,
@@ -184,7 +185,6 @@ impl UnionFs {
                     let _ = index::remove(&self.stack, &entry.name);
                 }
             })?;
-            let _counting = node.counting.lock();
             let entry = entry.map(|entry| self.counted(entry, -1));
             node.relocate(UPPER, |s| {
                 if later && s.data.is_none() {
@@ -304,6 +304,8 @@ impl UnionFs {
         self.set_impure(&to)?;
         let _counting = node.counting.lock();
         let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };
+        // What is recorded counts: the node may be newer than what it was made from.
+        let entry = Indexed { diff: index::diff(&self.stack, &entry.name)?, ..entry };
         to.link(&*fd, &link.name)?;
         // One real name more, and as many in the union.
         let entry = self.counted(entry, -1);
