@@ -142,7 +142,7 @@ impl Dir {
     pub fn xattr_whiteouts(&self) -> Result<bool> {
         match self.xattr_whiteouts.load(Ordering::Acquire) {
             UNKNOWN => {
-                let found = marks::read(self.fd()?)?.xattr_whiteouts;
+                let found = marks::has_xattr_whiteouts(self.fd()?)?;
                 let answer = if found { YES } else { NO };
                 // A mark set meanwhile wins.
                 let set = self.xattr_whiteouts.compare_exchange(
@@ -231,7 +231,7 @@ mod tests {
                 let cold = Dir::below(&dir, OsStr::new("x"), &file::stat_fd(dir.fd().unwrap()).unwrap());
                 assert_eq!(cold.path().len(), DEPTH + 1);
                 drop(cold);
-                while cache.len() > 0 {
+                while !cache.is_empty() {
                     for key in 0..DEPTH as u64 + 10 {
                         cache.remove(key);
                     }
