@@ -128,11 +128,12 @@ impl UnionFs {
                     gone = index::gone(&self.stack, &origin)?;
                 }
             }
-        } else if role == Role::Upper && (other.dir.impure() || stat.nlink > 1) {
+        } else if role == Role::Init || (role == Role::Upper && (other.dir.impure() || stat.nlink > 1)) {
             let origin = number::origin(&self.stack, other.dir.fd()?, name)?;
             if let Some(origin) = origin {
                 ino = self.stack.identity().of_origin(&origin).unwrap_or(ino);
-                if stat.nlink > 1
+                if role == Role::Upper
+                    && stat.nlink > 1
                     && let Some((entry, copy)) = index::find(&self.stack, &origin)?
                     && (copy.dev, copy.ino) == (stat.dev, stat.ino)
                 {

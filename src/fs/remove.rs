@@ -39,6 +39,7 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            let _count = node.counting.lock();
             let pinned = self.keep_object(&node, &parent, name)?;
             self.take_name(&parent, name, holder, false)?;
             self.lost(&node, &parent, name, holder, pinned);
@@ -104,7 +105,8 @@ impl UnionFs {
     }
 
     /// Keeps hold of an object that the kernel may still use and that is about to lose the name: `None`
-    /// when it can be reached otherwise.
+    /// when it can be reached otherwise. Its names must be counted under the lock for it until
+    /// [`Self::lost`] is done.
     pub(super) fn keep_object(
         &self,
         node: &Node,
@@ -130,7 +132,7 @@ impl UnionFs {
     }
 
     /// Records that `node` lost its name, whose entry was in layer `holder`. The name is gone: what cannot
-    /// be recorded is logged.
+    /// be recorded is logged. Its lock for counting must be held, unless it is a directory.
     pub(super) fn lost(
         &self,
         node: &Arc<Node>,
@@ -144,7 +146,6 @@ impl UnionFs {
             node.update(|s| s.pinned = pinned);
             return;
         }
-        let _counting = node.counting.lock();
         if let Some(indexed) = node.with(|s| s.indexed.clone()) {
             if let Err(e) = self.lost_indexed(node, indexed, holder) {
                 tracing::warn!("the number of names of a hardlink is not known: {e}");
@@ -158,11 +159,13 @@ impl UnionFs {
                 tracing::warn!("the removal of a hardlink's name could not be recorded: {e}");
                 false
             });
+        let layer = node.layer();
         node.update(|s| {
-            if pinned.is_some() {
+            // A name that was looked up meanwhile in another directory serves as well.
+            if !s.links.iter().any(|l| l.layer == layer) {
                 s.pinned = pinned;
             }
-            s.hidden = hidden;
+            s.hidden = hidden && s.links.is_empty();
         });
     }
 

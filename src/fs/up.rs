@@ -16,7 +16,7 @@ use crate::layer::stack::{Role, UPPER};
 use crate::layer::upper::Writable;
 use crate::merge::index::{self, Indexed};
 use crate::merge::lookup::Data;
-use crate::node::{Link, Node};
+use crate::node::{Link, Node, State};
 use crate::sys::file::{self, Stat};
 
 use super::UnionFs;
@@ -127,7 +127,8 @@ impl UnionFs {
     }
 
     fn still(&self, node: &Node, link: &Link) -> bool {
-        node.with(|s| s.pinned.is_none() && s.links.iter().any(|l| l.is(&link.parent, &link.name)))
+        let named = |s: &State| s.links.iter().any(|l| l.is(&link.parent, &link.name));
+        node.with(|s| named(s) && (s.pinned.is_none() || !node.is_dir()))
     }
 
     /// Copies up anything but a directory.
@@ -146,6 +147,19 @@ impl UnionFs {
             let st = file::stat_fd(&*from)?;
             let origin = index::origin_of(&self.stack, &holder, &link.name)?;
             let hard = self.wants_index(&st);
+            if let Some(origin) = origin.as_ref().filter(|_| hard)
+                && let Some((entry, copy)) = index::find(&self.stack, origin)?
+                && !index::lacks_data(&self.stack, &entry, &copy)?
+            {
+                // Another of its names was, while this node was not known.
+                node.relocate(UPPER, |s| {
+                    s.id = (copy.dev, copy.ino);
+                    s.indexed = Some(entry);
+                    s.gone = 0;
+                    s.data = None;
+                });
+                return Ok(());
+            }
             let later = need == Need::Attributes && !hard && self.may_postpone_data(node, &st);
             let source = match need {
                 _ if later => Source { fd: None, len: 0 },
@@ -182,6 +196,7 @@ impl UnionFs {
                 s.id = (new.dev, new.ino);
                 s.indexed = entry;
                 s.gone = 0;
+                s.pinned = None;
                 // Other names stay where they are, and find the copy by the index.
                 for l in s.links.iter_mut().filter(|l| l.is(&link.parent, &link.name)) {
                     l.layer = UPPER;

@@ -71,7 +71,7 @@ pub struct Node {
     pub copying: Mutex<()>,
     /// A directory: held for reading to look names up and list them, for writing to change them.
     pub names: RwLock<()>,
-    /// Held while the recorded number of a hardlink's names changes.
+    /// Anything but a directory: held while a name is added or taken away and the number of names with it.
     pub counting: Mutex<()>,
     layer: AtomicU16,
     content: AtomicU16,
