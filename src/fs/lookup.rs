@@ -117,7 +117,9 @@ impl UnionFs {
         let mut ino = number::own(&self.stack, &other);
         let (mut layer, mut stat, mut indexed, mut gone) = (holder, other.stat, None, 0);
         let mut data = other.data.clone();
-        if role == Role::Lower && self.wants_index(&other.stat) {
+        if self.splits_links(holder, &other.stat) {
+            ino = self.stack.identity().of_name(parent.ino, name);
+        } else if role == Role::Lower && self.wants_index(&other.stat) {
             // Another name of the file may have been copied up, or removed.
             if let Some(origin) = index::origin_of(&self.stack, &other.dir, name)? {
                 if let Some((entry, copy)) = index::find(&self.stack, &origin)? {
@@ -162,7 +164,20 @@ impl UnionFs {
 
     /// Whether a lower file has other names that must be kept together with it when it is copied up.
     pub(super) fn wants_index(&self, stat: &Stat) -> bool {
-        stat.nlink > 1 && !stat.is_dir() && index::usable(&self.stack)
+        self.keep_links && stat.nlink > 1 && !stat.is_dir() && index::usable(&self.stack)
+    }
+
+    /// Whether a file of `layer` has other names that will be other files once it is copied up: then each
+    /// name is an object of its own from the beginning.
+    pub(super) fn splits_links(&self, layer: LayerId, stat: &Stat) -> bool {
+        stat.nlink > 1 && !stat.is_dir() && self.splits_any_links(layer)
+    }
+
+    /// Whether that can happen to a file of `layer` at all.
+    pub(super) fn splits_any_links(&self, layer: LayerId) -> bool {
+        self.stack.is_writable()
+            && self.stack.role(layer) == Role::Lower
+            && !(self.keep_links && index::usable(&self.stack))
     }
 
     /// The layer's part of a directory, writable.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 
-use crate::config::Options;
+use crate::config::{Options, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::layer::dir::Dir;
 pub use crate::layer::stack::LayerFds;
@@ -90,6 +90,12 @@ pub struct UnionFs {
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
     metacopy: bool,
+    /// Directories with lower parts are renamed by redirects.
+    redirect_dir: bool,
+    /// Names of lower files stay together when these are copied up.
+    keep_links: bool,
+    /// Files are opened so that each write is on the device before it returns.
+    sync: bool,
 }
 
 impl UnionFs {
@@ -104,7 +110,7 @@ impl UnionFs {
             // The same tree, with the upper as one more lower.
             layers.lowers.splice(0..0, [Some(upper), layers.init.take()].into_iter().flatten());
         }
-        let stack = Stack::open(layers, options.userxattr, options.volatile)?;
+        let stack = Stack::open(layers, options)?;
         let found = merge::lookup::root(&stack)?;
         let table = Arc::new(Table::default());
         let layer = found.parts.first().map_or(UPPER, |p| p.layer());
@@ -120,6 +126,9 @@ impl UnionFs {
             files: Handles::default(),
             dirs: Handles::default(),
             metacopy: options.metacopy,
+            redirect_dir: options.redirect_dir == RedirectDir::On,
+            keep_links: options.index,
+            sync: options.sync && !options.volatile,
         })
     }
 

@@ -16,10 +16,11 @@ use crate::sys::file::{self, Stat};
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
 /// pages by a handle for writing.
-fn real_flags(flags: OFlags) -> OFlags {
+fn real_flags(flags: OFlags, sync: bool) -> OFlags {
     let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
     let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
-    access | (flags & (OFlags::SYNC | OFlags::DSYNC))
+    let always = if sync && writes { OFlags::DSYNC } else { OFlags::empty() };
+    access | always | (flags & (OFlags::SYNC | OFlags::DSYNC))
 }
 
 impl UnionFs {
@@ -34,7 +35,7 @@ impl UnionFs {
             return Err(if node.is_dir() { Errno::ISDIR } else { Errno::NXIO });
         }
         let truncate = flags.contains(OFlags::TRUNC);
-        let real = real_flags(flags);
+        let real = real_flags(flags, self.sync);
         if real.contains(OFlags::RDWR) {
             self.up(&node, Need::Data(truncate.then_some(0)))?;
         }
@@ -65,7 +66,7 @@ impl UnionFs {
         make: MakeBacking<'_>,
     ) -> Result<(Attr, Opened)> {
         let parent = self.node(parent)?;
-        let real = real_flags(OFlags::from_bits_retain(flags.cast_unsigned()));
+        let real = real_flags(OFlags::from_bits_retain(flags.cast_unsigned()), self.sync);
         let (node, st, fd) =
             self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
         let layer = node.content_layer();

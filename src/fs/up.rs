@@ -47,7 +47,7 @@ impl UnionFs {
     /// names may be held.
     ///
     /// # Errors
-    /// EROFS on a read-only stack; those of copying.
+    /// EROFS on a read-only stack; EPERM for a lower object that its flags protect; those of copying.
     pub(super) fn up(&self, node: &Arc<Node>, need: Need) -> Result<()> {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
@@ -143,7 +143,9 @@ impl UnionFs {
             let holder = link.parent.part(link.layer).ok_or(Errno::STALE)?;
             let from = node.pin(None)?;
             let st = file::stat_fd(&*from)?;
-            let origin = index::origin_of(&self.stack, &holder, &link.name)?;
+            // Copies of two names must not claim one origin.
+            let split = self.splits_links(link.layer, &st);
+            let origin = if split { None } else { index::origin_of(&self.stack, &holder, &link.name)? };
             let hard = self.wants_index(&st);
             let later = need == Need::Attributes && !hard && self.may_postpone_data(node, &st);
             let source = match need {
@@ -168,6 +170,9 @@ impl UnionFs {
                     let _ = index::remove(&self.stack, &entry.name);
                 }
             })?;
+            if split {
+                self.stack.identity().adopt(new.dev, new.ino, node.ino);
+            }
             node.relocate(UPPER, |s| {
                 if later && s.data.is_none() {
                     let name = link.name.clone();

@@ -15,14 +15,12 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::reply::{
-    Fail, GENERATION, answer, contain, send_attr, send_entry, send_missing, send_statfs, send_xattr,
-};
+use super::reply::{Fail, GENERATION, Ttl, answer, backing_id, contain, open_flags, send_statfs, send_xattr};
 use super::stats::{Op, Stats};
 use super::{convert, handshake};
 use crate::config::Options;
 use crate::error::{Errno, Result};
-use crate::fs::{Backing, Opened, SetAttr, UnionFs};
+use crate::fs::{Backing, SetAttr, UnionFs};
 use crate::sys::cred;
 
 thread_local! {
@@ -37,6 +35,7 @@ pub struct Adapter {
     notifier: Arc<OnceLock<Notifier>>,
     /// Passthrough is wanted; after the handshake: and the kernel agreed.
     passthrough: bool,
+    ttl: Ttl,
 }
 
 impl Adapter {
@@ -47,6 +46,7 @@ impl Adapter {
             stats: Arc::default(),
             notifier: Arc::default(),
             passthrough: options.passthrough && cred::is_admin(),
+            ttl: Ttl::new(options.timeout),
         }
     }
 
@@ -108,15 +108,6 @@ impl Adapter {
     }
 }
 
-/// The backing of an open file, if the kernel does its I/O.
-fn backing_id(opened: &Opened) -> Option<&BackingId> {
-    opened.backing.as_ref()?.downcast_ref()
-}
-
-fn open_flags(opened: &Opened) -> FopenFlags {
-    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
-}
-
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.passthrough = handshake::agree(config, self.passthrough);
@@ -133,8 +124,8 @@ impl fuser::Filesystem for Adapter {
                 Err(err) => Err(err),
             },
             |reply, found| match found {
-                Some(attr) => send_entry(reply, &attr),
-                None => send_missing(reply),
+                Some(attr) => self.ttl.entry(reply, &attr),
+                None => self.ttl.missing(reply),
             },
         );
     }
@@ -153,7 +144,7 @@ impl fuser::Filesystem for Adapter {
             Op::Getattr,
             reply,
             |_| self.fs.getattr(ino.0, fh.map(u64::from)),
-            |r, a| send_attr(r, &a),
+            |r, a| self.ttl.attr(r, &a),
         );
     }
 
@@ -187,7 +178,7 @@ impl fuser::Filesystem for Adapter {
             Op::Setattr,
             reply,
             |_| self.fs.setattr(&convert::caller(req, 0), ino.0, &set, fh.map(u64::from)),
-            |r, a| send_attr(r, &a),
+            |r, a| self.ttl.attr(r, &a),
         );
     }
 
@@ -215,7 +206,7 @@ impl fuser::Filesystem for Adapter {
             Op::Mknod,
             reply,
             |_| self.fs.mknod(&caller, parent.0, name, mode, convert::rdev_from_wire(rdev)),
-            |r, a| send_entry(r, &a),
+            |r, a| self.ttl.entry(r, &a),
         );
     }
 
@@ -225,7 +216,7 @@ impl fuser::Filesystem for Adapter {
             Op::Mkdir,
             reply,
             |_| self.fs.mkdir(&caller, parent.0, name, mode & 0o7777),
-            |r, a| send_entry(r, &a),
+            |r, a| self.ttl.entry(r, &a),
         );
     }
 
@@ -242,7 +233,7 @@ impl fuser::Filesystem for Adapter {
             Op::Symlink,
             reply,
             |_| self.fs.symlink(&convert::caller(req, 0), parent.0, name, target.as_os_str()),
-            |r, a| send_entry(r, &a),
+            |r, a| self.ttl.entry(r, &a),
         );
     }
 
@@ -269,7 +260,7 @@ impl fuser::Filesystem for Adapter {
             Op::Link,
             reply,
             |_| self.fs.link(ino.0, new_parent.0, new_name),
-            |r, a| send_entry(r, &a),
+            |r, a| self.ttl.entry(r, &a),
         );
     }
 
@@ -310,7 +301,7 @@ impl fuser::Filesystem for Adapter {
                 self.fs.create(&caller, parent.0, name, mode & 0o7777, flags, &mut make)
             },
             |reply, (attr, opened)| {
-                let (fh, ttl, attr) = (FileHandle(opened.fh), convert::attr_ttl(&attr), convert::attr(&attr));
+                let (fh, ttl, attr) = (FileHandle(opened.fh), self.ttl.of(&attr), convert::attr(&attr));
                 match backing_id(&opened) {
                     Some(id) => {
                         reply.created_passthrough(&ttl, &attr, GENERATION, fh, FopenFlags::empty(), id);
@@ -442,7 +433,7 @@ impl fuser::Filesystem for Adapter {
             |reply| {
                 self.fs.readdirplus(fh.0, offset, &mut |entry, attr| {
                     let (ttl, attr) = match attr {
-                        Some(attr) => (convert::attr_ttl(attr), convert::attr(attr)),
+                        Some(attr) => (self.ttl.of(attr), convert::attr(attr)),
                         None => (
                             Duration::ZERO,
                             convert::attributeless(entry.name, entry.ino, convert::kind(entry.kind)),
@@ -523,11 +514,11 @@ impl fuser::Filesystem for Adapter {
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
+        cmd: u32,
+        in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::config::{Options, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
@@ -59,6 +60,7 @@ pub struct Stack {
     init_work: Option<WorkDir>,
     identity: Identity,
     volatile: bool,
+    follow_redirects: bool,
 }
 
 /// Directory descriptors kept open at most, by a limit of open files.
@@ -70,12 +72,10 @@ fn fd_budget() -> usize {
 impl Stack {
     /// Builds the stack. Lowers are cloned as private read-only mounts where permitted.
     ///
-    /// `userxattr`: the namespace of private xattrs, `None` to take what is permitted. `volatile`:
-    /// skip syncs.
-    ///
     /// # Errors
     /// Those of preparing the work directory.
-    pub fn open(fds: LayerFds, userxattr: Option<bool>, volatile: bool) -> Result<Self> {
+    pub fn open(fds: LayerFds, options: &Options) -> Result<Self> {
+        let userxattr = options.userxattr;
         let cache = Arc::new(FdCache::new(fd_budget()));
         let identity = Identity::default();
         let mut layers: Vec<Layer> = Vec::new();
@@ -110,7 +110,15 @@ impl Stack {
             (Some(dir), Some(_)) => Some(WorkDir::open(dir, &cache, userxattr)?),
             _ => None,
         };
-        Ok(Self { layers, data, work, init_work, identity, volatile })
+        Ok(Self {
+            layers,
+            data,
+            work,
+            init_work,
+            identity,
+            volatile: options.volatile,
+            follow_redirects: options.redirect_dir != RedirectDir::NoFollow,
+        })
     }
 
     /// The number of layers.
@@ -188,6 +196,11 @@ impl Stack {
     /// Inode numbers of the union.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Whether redirects in the layers are followed.
+    pub fn follows_redirects(&self) -> bool {
+        self.follow_redirects
     }
 
     /// Whether syncs are skipped.
