@@ -8,6 +8,7 @@ mod attr;
 mod create;
 mod dir_io;
 mod file_io;
+mod flags;
 mod lookup;
 mod open;
 mod remove;
@@ -33,6 +34,7 @@ use crate::node::{Node, State, Table};
 pub use crate::sys::Backing;
 pub use crate::sys::cred::Caller;
 pub use crate::sys::file::SetTime;
+pub use crate::sys::flags::Extended;
 
 /// Inode number of the root, as FUSE fixes it.
 pub const ROOT: u64 = 1;

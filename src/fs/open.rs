@@ -41,7 +41,14 @@ impl UnionFs {
         }
         // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
         let layer = node.content_layer();
-        let (fd, st) = node.open(self.index(), real, !self.stack.in_place(layer))?;
+        let noatime = !self.stack.in_place(layer);
+        let (real, (fd, st)) = match node.open(self.index(), real, noatime) {
+            // The real file may be append-only. Where to write is the kernel's to say otherwise.
+            Err(Errno::PERM) if flags.contains(OFlags::APPEND) => {
+                (real | OFlags::APPEND, node.open(self.index(), real | OFlags::APPEND, noatime)?)
+            }
+            other => (real, other?),
+        };
         if truncate {
             // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;

@@ -35,6 +35,7 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            self.check_removable(&node, holder)?;
             let pinned = self.keep_object(&node, &parent, name)?;
             self.take_name(&parent, name, holder, false)?;
             return self.lost(&node, &parent, name, holder, pinned);
@@ -70,6 +71,7 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            self.check_removable(&node, holder)?;
             let pinned = node.pin(None)?;
             self.take_name(&parent, name, holder, true)?;
             node.update(|s| s.pinned = Some(pinned));

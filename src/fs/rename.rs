@@ -152,6 +152,7 @@ impl UnionFs {
                 _ if target.node.ino == node.ino => return Ok(None),
                 _ => {}
             }
+            self.check_removable(&target.node, target.holder)?;
             if let Some(first) = self.before_losing(to, target.holder)? {
                 return Ok(Some(first));
             }

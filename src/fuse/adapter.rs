@@ -17,7 +17,7 @@ use fuser::{
 
 use super::reply::{Fail, GENERATION, Ttl, answer, backing_id, contain, open_flags, send_statfs, send_xattr};
 use super::stats::{Op, Stats};
-use super::{convert, handshake};
+use super::{convert, handshake, ioctl};
 use crate::config::Options;
 use crate::error::{Errno, Result};
 use crate::fs::{Backing, SetAttr, UnionFs};
@@ -522,8 +522,17 @@ impl fuser::Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.stats.count(Op::Ioctl);
-        reply.error(fuser::Errno::ENOTTY);
+        self.answer(
+            Op::Ioctl,
+            reply,
+            |_| ioctl::run(&self.fs, ino.0, cmd, in_data),
+            |reply, done| {
+                if done.changed {
+                    self.forget_attributes(ino);
+                }
+                reply.ioctl(0, &done.answer);
+            },
+        );
     }
 
     fn poll(
