@@ -133,10 +133,10 @@ impl UnionFs {
         if self.stack.volatile() {
             return Ok(());
         }
-        for part in open.node.parts()?.dirs() {
-            if self.stack.in_place(part.layer()) {
-                rustix::fs::fsync(&*part.fd()?)?;
-            }
+        // A removed directory has nothing left to bring.
+        let Ok(parts) = open.node.parts() else { return Ok(()) };
+        for part in parts.dirs().iter().filter(|p| self.stack.in_place(p.layer())) {
+            rustix::fs::fsync(&*part.fd()?)?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 
-use crate::config::{Options, RedirectDir};
+use crate::config::{Atime, Options, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::layer::dir::Dir;
 pub use crate::layer::stack::LayerFds;
@@ -51,6 +51,8 @@ pub struct Opened {
     pub backing: Option<Backing>,
     /// Pages that the kernel already has for the inode are still right.
     pub keep_cache: bool,
+    /// Opening changed the mode (O_TRUNC clears set-ID bits): the kernel's copy of it must be dropped.
+    pub mode_changed: bool,
 }
 
 /// Attributes to set; `None` and `Keep` leave one as it is.
@@ -98,6 +100,7 @@ pub struct UnionFs {
     keep_links: bool,
     /// Files are opened so that each write is on the device before it returns.
     sync: bool,
+    noatime: bool,
 }
 
 impl UnionFs {
@@ -131,6 +134,7 @@ impl UnionFs {
             redirect_dir: options.redirect_dir == RedirectDir::On,
             keep_links: options.index,
             sync: options.sync && !options.volatile,
+            noatime: options.atime == Atime::No,
         })
     }
 

@@ -3,13 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use fuser::{BackingId, FopenFlags, Generation, ReplyAttr, ReplyEntry, ReplyStatfs, ReplyXattr};
+use fuser::{Generation, ReplyAttr, ReplyEntry, ReplyStatfs, ReplyXattr};
 use rustix::fs::StatVfs;
 
 use super::convert::{self, FOREVER};
 use super::stats::Op;
 use crate::error::{Errno, Result};
-use crate::fs::{Attr, Opened};
+use crate::fs::Attr;
 
 /// Inode numbers are not reused while the kernel knows them.
 pub const GENERATION: Generation = Generation(0);
@@ -67,16 +67,6 @@ pub fn contain<T>(op: Op, call: impl FnOnce() -> Result<T>) -> Result<T> {
         tracing::error!(op = op.name(), "a request handler panicked; answering EIO");
         Err(Errno::IO)
     })
-}
-
-/// The backing of an open file, if the kernel does its I/O.
-pub fn backing_id(opened: &Opened) -> Option<&BackingId> {
-    opened.backing.as_ref()?.downcast_ref()
-}
-
-/// How the kernel is to treat an open file.
-pub fn open_flags(opened: &Opened) -> FopenFlags {
-    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
 }
 
 /// How long the kernel may keep what it is told of names and attributes.

@@ -61,7 +61,7 @@ pub fn list(stack: &Stack, parts: &Parts) -> Result<Vec<Entry>> {
             }
             // The number of an upper directory is that of a part below, if there is one; that of an
             // upper file is its origin's.
-            let indirect = upper && if kind == FileType::Directory { !last } else { dir.impure() };
+            let indirect = upper && (dir.impure() || (kind == FileType::Directory && !last));
             let ino = (!indirect).then(|| stack.identity().compose(dev, ino));
             entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
             Ok(())

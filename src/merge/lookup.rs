@@ -69,6 +69,18 @@ pub struct Data {
     pub blocks: u64,
 }
 
+impl Data {
+    /// The data of a file that has it itself, or of what that one refers to.
+    pub fn of(other: &Other) -> Self {
+        other.data.clone().unwrap_or_else(|| Self {
+            dir: other.dir.clone(),
+            name: other.name.clone(),
+            id: (other.stat.dev, other.stat.ino),
+            blocks: other.stat.blocks,
+        })
+    }
+}
+
 /// Completes a regular file that has only attributes by where its data is (overlayfs.rst, "Metadata only
 /// copy up" and "Data-only lower layers").
 ///
@@ -80,11 +92,11 @@ fn with_data(stack: &Stack, mut other: Other, below: &[Arc<Dir>], budget: &mut u
         && other.stat.size > 0
         && (!stack.is_bottom(layer) || stack.has_data_only())
         && (other.dir.impure() || (stack.has_data_only() && stack.role(layer) == Role::Lower));
-    if !may_lack || !marks::is_metacopy(other.dir.fd()?, &other.name)? {
+    if !may_lack || !marks::is_metacopy(other.dir.fd()?, &other.name, stack.namespace())? {
         return Ok(other);
     }
     *budget = budget.checked_sub(1).ok_or(Errno::LOOP)?;
-    let redirect = marks::file_redirect(other.dir.fd()?, &other.name)?;
+    let redirect = marks::file_redirect(other.dir.fd()?, &other.name, stack.namespace())?;
     let found = match &redirect {
         None => lookup_bounded(stack, below, None, &other.name, budget)?,
         Some(Redirect::Absolute(path)) if !stack.follows_redirects() && stack.role(layer) == Role::Lower => {
@@ -107,13 +119,7 @@ fn with_data(stack: &Stack, mut other: Other, below: &[Arc<Dir>], budget: &mut u
     if found.stat.kind() != FileType::RegularFile {
         return Err(Errno::IO);
     }
-    let data = found.data.unwrap_or_else(|| Data {
-        dir: found.dir,
-        name: found.name,
-        id: (found.stat.dev, found.stat.ino),
-        blocks: found.stat.blocks,
-    });
-    other.data = Some(data);
+    other.data = Some(Data::of(&found));
     Ok(other)
 }
 
@@ -272,7 +278,8 @@ fn lookup_bounded(
         }
         let part = Dir::below(dir, &name, &st);
         // The last layer's marks say nothing.
-        let mut marks = if hides { marks::read(part.fd()?)? } else { marks::Marks::default() };
+        let mut marks =
+            if hides { marks::read(part.fd()?, stack.namespace())? } else { marks::Marks::default() };
         if marks.impure {
             part.note_impure();
         }
@@ -293,7 +300,7 @@ fn lookup_bounded(
             // Where there is nothing to look for, it leads nowhere.
             Some(Redirect::Sibling(_)) if places.below().is_empty() => {}
             Some(_) if !stack.follows_redirects() => {
-                tracing::warn!(name = %name.display(), "a redirect is not followed");
+                tracing::debug!(name = %name.display(), "a redirect is not followed");
                 return Err(Errno::PERM);
             }
             Some(Redirect::Sibling(other)) => {
@@ -335,7 +342,7 @@ pub fn hidden_below(stack: &Stack, parts: &Parts, layer: LayerId, name: &OsStr) 
 pub fn root(stack: &Stack) -> Result<DirFound> {
     let mut found: Option<DirFound> = None;
     for root in stack.roots() {
-        let mut marks = marks::read(root.fd()?)?;
+        let mut marks = marks::read(root.fd()?, stack.namespace())?;
         marks.opaque |= stack.has_wh_names(root.layer()) && marks::has_wh_opaque(root.fd()?)?;
         if marks.impure {
             root.note_impure();

@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::FileType;
 
@@ -16,6 +17,11 @@ use crate::sys::file;
 
 /// The most rows that are kept of one directory; larger ones are asked each time.
 const MAX_ROWS: usize = 200_000;
+/// The most rows that are kept in all, of some 40 bytes each with their names.
+const MAX_ROWS_IN_ALL: usize = 2_000_000;
+
+/// Rows kept by this process.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
 
 /// A name in one of the lower parts.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +87,9 @@ impl Lowers {
             (all.name(a), a.part, a.kind.is_none()).cmp(&(all.name(b), b.part, b.kind.is_none()))
         });
         all.rows = all.needed(&rows).into();
-        Ok(Some(all))
+        // Given back when it is dropped.
+        let kept = KEPT.fetch_add(all.rows.len(), Ordering::Relaxed);
+        Ok((kept < MAX_ROWS_IN_ALL).then_some(all))
     }
 
     /// Of the sorted rows those that a lookup needs.
@@ -132,11 +140,19 @@ impl Lowers {
     }
 }
 
+impl Drop for Lowers {
+    fn drop(&mut self) {
+        KEPT.fetch_sub(self.rows.len(), Ordering::Relaxed);
+    }
+}
+
 /// A directory's parts, topmost first, and what is known of the lower ones.
 #[derive(Debug, Clone, Default)]
 pub struct Parts {
     dirs: Arc<[Arc<Dir>]>,
     lowers: Option<Arc<Lowers>>,
+    /// The lower ones hold too much to be kept.
+    too_large: bool,
 }
 
 impl Parts {
@@ -150,25 +166,30 @@ impl Parts {
         self.lowers.as_deref()
     }
 
-    /// Number of lower parts.
-    pub fn lower_count(&self, stack: &Stack) -> usize {
+    fn lower_count(&self, stack: &Stack) -> usize {
         self.dirs.iter().rev().take_while(|d| stack.role(d.layer()) == Role::Lower).count()
     }
 
-    /// With what the lower ones hold.
-    pub fn with_lowers(&self, lowers: Lowers) -> Self {
-        Self { dirs: self.dirs.clone(), lowers: Some(Arc::new(lowers)) }
+    /// Whether what the lower ones hold is worth reading: there are at least `many`, and it was not read, nor
+    /// found too large.
+    pub fn is_worth_reading(&self, stack: &Stack, many: usize) -> bool {
+        self.lowers.is_none() && !self.too_large && self.lower_count(stack) >= many
+    }
+
+    /// With what the lower ones hold; `None`: too much.
+    pub fn with_lowers(&self, lowers: Option<Lowers>) -> Self {
+        Self { dirs: self.dirs.clone(), too_large: lowers.is_none(), lowers: lowers.map(Arc::new) }
     }
 
     /// With one more part on top.
     pub fn with_top(&self, top: Arc<Dir>) -> Self {
         let dirs = std::iter::once(top).chain(self.dirs.iter().cloned()).collect();
-        Self { dirs, lowers: self.lowers.clone() }
+        Self { dirs, lowers: self.lowers.clone(), too_large: self.too_large }
     }
 }
 
 impl From<Vec<Arc<Dir>>> for Parts {
     fn from(dirs: Vec<Arc<Dir>>) -> Self {
-        Self { dirs: dirs.into(), lowers: None }
+        Self { dirs: dirs.into(), lowers: None, too_large: false }
     }
 }

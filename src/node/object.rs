@@ -71,6 +71,8 @@ pub struct Node {
     pub copying: Mutex<()>,
     /// A directory: held for reading to look names up and list them, for writing to change them.
     pub names: RwLock<()>,
+    /// Held while the recorded number of a hardlink's names changes.
+    pub counting: Mutex<()>,
     layer: AtomicU16,
     content: AtomicU16,
     state: RwLock<State>,
@@ -91,6 +93,7 @@ impl Node {
             kind,
             copying: Mutex::new(()),
             names: RwLock::new(()),
+            counting: Mutex::new(()),
             layer: AtomicU16::new(layer),
             content: AtomicU16::new(content),
             state: RwLock::new(state),
@@ -247,11 +250,18 @@ impl Node {
             let part = self.with(|s| s.parts.dirs().first().cloned()).ok_or(Errno::NOENT)?;
             return Ok(self.in_union(file::stat_fd(part.fd()?)?));
         }
-        let st = self.by_name(index, |dir, name| {
+        self.stat_raw(index).map(|st| self.in_union(st))
+    }
+
+    /// Attributes of the real object, not a directory, as they are in its layer.
+    ///
+    /// # Errors
+    /// As for [`Self::stat`].
+    pub fn stat_raw(&self, index: Option<&Arc<Dir>>) -> Result<Stat> {
+        self.by_name(index, |dir, name| {
             let st = if name.is_empty() { file::stat_fd(dir)? } else { file::stat_at(dir, name)? };
             Ok((st, st))
-        })?;
-        Ok(self.in_union(st))
+        })
     }
 
     /// The attributes of the real object with its number of names in the union.
