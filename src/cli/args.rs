@@ -44,8 +44,8 @@ Needs /dev/fuse and the right to mount. Everything is unmounted and removed at t
        unionfs mount [OPTIONS] -o lowerdir=LOWER[:LOWER...][,upperdir=UPPER][,OPT]... MOUNTPOINT")]
 #[command(after_help = "Mount options (-o):
   lowerdir=LOWER[:LOWER...][::DATA...], upperdir=UPPER, workdir=DIR, init=DIR
-                         the layers, in place of arguments; MOUNTPOINT is the only one then, and without
-                         upperdir the mount is read-only
+                         the layers, in place of arguments but MOUNTPOINT; without upperdir the
+                         mount is read-only
   lowerdir+=LOWER, datadir+=DATA
                          one more lower or data-only layer at the end; a colon stands for itself
   redirect_dir=on|off|follow|nofollow

@@ -21,7 +21,7 @@ pub struct Done {
 pub fn run(fs: &UnionFs, ino: u64, command: u32, argument: &[u8]) -> Result<Done> {
     let got = |answer: Vec<u8>| Ok(Done { answer, changed: false });
     let done = Ok(Done { answer: Vec::new(), changed: true });
-    match command.into() {
+    match command {
         flags::GET => got(fs.flags(ino)?.to_ne_bytes().to_vec()),
         flags::GET_EXTENDED => got(fs.extended_flags(ino)?.to_bytes().to_vec()),
         flags::SET => {
