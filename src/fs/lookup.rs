@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::{Attr, ROOT, UnionFs};
+use rustix::fs::FileType;
+
 use crate::error::{Errno, Result};
 use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
@@ -131,7 +133,9 @@ impl UnionFs {
         let mut data = other.data.clone();
         let shared = role == Role::Lower && self.wants_index(&other.stat);
         let mut linked = None;
-        if shared {
+        if self.splits_links(holder, &other.stat) {
+            ino = self.stack.identity().of_name(parent.ino, name);
+        } else if shared {
             // Another name of the file may have been copied up, or removed.
             linked = index::origin_of(&self.stack, &other.dir, name)?;
             if let Some(origin) = &linked {
@@ -220,7 +224,25 @@ impl UnionFs {
 
     /// Whether a lower file has other names that must be kept together with it when it is copied up.
     pub(super) fn wants_index(&self, stat: &Stat) -> bool {
-        stat.nlink > 1 && !stat.is_dir() && index::usable(&self.stack, stat.kind())
+        self.keep_links && stat.nlink > 1 && !stat.is_dir() && index::usable(&self.stack, stat.kind())
+    }
+
+    /// Whether a file of `layer` has other names that will be other files once it is copied up: then each
+    /// name is an object of its own from the beginning.
+    pub(super) fn splits_links(&self, layer: LayerId, stat: &Stat) -> bool {
+        stat.nlink > 1 && !stat.is_dir() && self.splits(layer, stat.kind())
+    }
+
+    /// Whether that can happen to a file of `layer` at all.
+    pub(super) fn splits_any_links(&self, layer: LayerId) -> bool {
+        // Without privilege symlinks are the first that cannot be kept together.
+        self.splits(layer, FileType::Symlink)
+    }
+
+    fn splits(&self, layer: LayerId, kind: FileType) -> bool {
+        self.stack.is_writable()
+            && self.stack.role(layer) == Role::Lower
+            && !(self.keep_links && index::usable(&self.stack, kind))
     }
 
     /// The layer's part of a directory, writable.

@@ -39,6 +39,7 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            self.check_removable(&node, holder)?;
             let _count = node.counting.lock();
             let pinned = self.keep_object(&node, &parent, name)?;
             self.take_name(&parent, name, holder, false)?;
@@ -75,6 +76,7 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            self.check_removable(&node, holder)?;
             let pinned = node.pin(None)?;
             self.take_name(&parent, name, holder, true)?;
             node.update(|s| s.pinned = Some(pinned));

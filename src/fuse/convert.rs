@@ -89,11 +89,6 @@ pub fn attributeless(name: &OsStr, ino: u64, kind: fuser::FileType) -> fuser::Fi
     bare_attr(if dots { ino } else { 0 }, kind)
 }
 
-/// How long the kernel may keep these attributes.
-pub fn attr_ttl(attr: &Attr) -> Duration {
-    if attr.cacheable { FOREVER } else { Duration::ZERO }
-}
-
 /// A time as seconds and nanoseconds since the epoch (nanoseconds count forward also before it).
 /// What `SystemTime` cannot hold becomes the epoch.
 pub fn to_system_time((secs, nanos): (i64, u32)) -> SystemTime {
