@@ -100,7 +100,10 @@ impl UnionFs {
             // Another name of the file may have been copied up, or removed.
             if let Some(origin) = index::origin_of(&self.stack, &other.dir, name)? {
                 if let Some((entry, copy)) = index::find(&self.stack, &origin)? {
-                    (layer, stat, indexed, data) = (UPPER, copy, Some(entry), None);
+                    // The kernel's overlayfs leaves the data behind here, too.
+                    data = index::lacks_data(&self.stack, &entry, &copy)?
+                        .then(|| data.unwrap_or_else(|| other.as_data()));
+                    (layer, stat, indexed) = (UPPER, copy, Some(entry));
                 } else {
                     gone = index::gone(&self.stack, &origin)?;
                 }

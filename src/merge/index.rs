@@ -5,13 +5,14 @@
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{FileType, RenameFlags};
 
 use crate::error::{Errno, Result};
 use crate::format::names::Mark;
 use crate::format::nlink::{Base, NlinkDiff};
 use crate::format::origin::Origin;
 use crate::layer::dir::Dir;
+use crate::layer::marks;
 use crate::layer::stack::{Stack, UPPER};
 use crate::sys::cred::Caller;
 use crate::sys::file::{self, Stat};
@@ -48,6 +49,14 @@ pub fn find(stack: &Stack, origin: &Origin) -> Result<Option<(Indexed, Stat)>> {
         Ok(_) | Err(Errno::NOENT) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Whether an index entry has only attributes, and its data is still the lower file's (metacopy).
+pub fn lacks_data(stack: &Stack, entry: &Indexed, copy: &Stat) -> Result<bool> {
+    if copy.kind() != FileType::RegularFile || copy.size == 0 {
+        return Ok(false);
+    }
+    marks::is_metacopy(stack.work(UPPER)?.index().fd()?, &entry.name)
 }
 
 fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {

@@ -9,7 +9,7 @@ use crate::error::{Errno, Result};
 use crate::format::names;
 use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
-use crate::layer::marks;
+use crate::layer::marks::{self, Marks};
 use crate::layer::stack::{Role, Stack};
 use crate::sys::file::{self, Stat};
 
@@ -68,6 +68,18 @@ pub struct Data {
     pub blocks: u64,
 }
 
+impl Other {
+    /// The object as a place of data.
+    pub fn as_data(&self) -> Data {
+        Data {
+            dir: self.dir.clone(),
+            name: self.name.clone(),
+            id: (self.stat.dev, self.stat.ino),
+            blocks: self.stat.blocks,
+        }
+    }
+}
+
 /// Completes a regular file that has only attributes by where its data is (overlayfs.rst, "Metadata only
 /// copy up" and "Data-only lower layers").
 ///
@@ -97,13 +109,7 @@ fn with_data(stack: &Stack, mut other: Other, below: &[Arc<Dir>], budget: &mut u
     if found.stat.kind() != FileType::RegularFile {
         return Err(Errno::IO);
     }
-    let data = found.data.unwrap_or_else(|| Data {
-        dir: found.dir,
-        name: found.name,
-        id: (found.stat.dev, found.stat.ino),
-        blocks: found.stat.blocks,
-    });
-    other.data = Some(data);
+    other.data = Some(found.data.clone().unwrap_or_else(|| found.as_data()));
     Ok(other)
 }
 
@@ -157,6 +163,19 @@ pub fn is_whiteout(dir: &Dir, name: &OsStr, stat: &Stat) -> Result<bool> {
     }
 }
 
+/// The marks of a layer's directory; the last layer's say nothing. `wh_names`: names can be marks, too.
+fn marks_of(stack: &Stack, dir: &Dir, wh_names: bool) -> Result<Marks> {
+    if stack.is_bottom(dir.layer()) {
+        return Ok(Marks::default());
+    }
+    let mut marks = marks::read(dir.fd()?)?;
+    marks.opaque |= wh_names && marks::has_wh_opaque(dir.fd()?)?;
+    if marks.impure {
+        dir.note_impure();
+    }
+    Ok(marks)
+}
+
 /// Looks `name` up in a merged directory made of `parts`, topmost first.
 ///
 /// # Errors
@@ -204,9 +223,9 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
             return with_data(stack, other, &parts[at..], budget).map(Found::Other);
         }
         let part = Dir::below(dir, &name, &st);
-        let layer = dir.layer();
-        // The last layer's marks say nothing.
-        let marks = if stack.is_bottom(layer) { marks::Marks::default() } else { marks::read(part.fd()?)? };
+        let mut marks = marks_of(stack, &part, wh_names)?;
+        // A whiteout beside a directory: a new one in the place of a deleted one.
+        marks.opaque |= wh_names && hides && marks::has_wh(dir.fd()?, &name)?;
         match &mut found {
             None => {
                 found = Some(DirFound { parts: vec![part], stat: st, redirect: marks.redirect.clone() });
