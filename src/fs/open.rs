@@ -12,7 +12,7 @@ use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
 use crate::node::Node;
 use crate::node::files::OpenFile;
-use crate::sys::file::{self, Stat};
+use crate::sys::file;
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
 /// pages by a handle for writing.
@@ -40,15 +40,14 @@ impl UnionFs {
         }
         // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
         let layer = node.content_layer();
-        let (fd, st) = node.open(self.index(), real, !self.stack.in_place(layer))?;
+        let (fd, _) = node.open(self.index(), real, self.noatime || !self.stack.in_place(layer))?;
         if truncate {
             // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;
         }
-        if truncate && !caller.keeps_setid() {
-            file::clear_setid(&fd)?;
-        }
-        Ok(self.opened(&node, real, layer, fd, &st, make))
+        let mode_changed =
+            truncate && file::clear_setid(&fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
+        Ok(Opened { mode_changed, ..self.opened(&node, real, layer, fd, make)? })
     }
 
     /// Makes a regular file and opens it. `mode`: permission bits. Counts one lookup.
@@ -69,8 +68,11 @@ impl UnionFs {
         let (node, st, fd) =
             self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
         let layer = node.content_layer();
-        let opened = self.opened(&node, real, layer, fd, &st, make);
-        Ok((self.told(&node, &st)?, opened))
+        let opened = self.opened(&node, real, layer, fd, make)?;
+        let mut attr = self.told(&node, &st)?;
+        // Nobody has mapped it yet; the kernel asks again after writes, and when it is mapped.
+        attr.cacheable |= !st.has_setid();
+        Ok((attr, opened))
     }
 
     fn opened(
@@ -79,21 +81,23 @@ impl UnionFs {
         flags: OFlags,
         layer: LayerId,
         fd: OwnedFd,
-        st: &Stat,
         make: MakeBacking<'_>,
-    ) -> Opened {
-        // Writes to a file with set-ID bits are ours to see: they clear the bits.
-        let allowed = self.stack.in_place(layer) && !st.has_setid();
+    ) -> Result<Opened> {
         let writes = flags.contains(OFlags::RDWR);
-        let (backing, keep_cache) = node.io().open(allowed, writes, || make(fd.as_fd()));
+        let (backing, keep_cache) = {
+            let mut io = node.io();
+            // Writes to a file with set-ID bits are ours to see: they clear the bits.
+            let allowed = self.stack.in_place(layer) && !file::stat_fd(&fd)?.has_setid();
+            io.open(allowed, writes, || make(fd.as_fd()))
+        };
         let open = OpenFile::new(node.clone(), flags, layer, fd, backing.is_some());
-        Opened { fh: self.files.add(open), backing, keep_cache }
+        Ok(Opened { fh: self.files.add(open), backing, keep_cache, mode_changed: false })
     }
 
     /// Lets go of an open file.
     pub fn release(&self, fh: u64) {
         if let Some(open) = self.files.remove(fh) {
-            let backing = open.node.io().close(open.passed);
+            let backing = open.node.io().close(open.passed, open.writes());
             drop(backing);
         }
     }

@@ -51,14 +51,6 @@ pub fn find(stack: &Stack, origin: &Origin) -> Result<Option<(Indexed, Stat)>> {
     }
 }
 
-/// Whether an index entry has only attributes, and its data is still the lower file's (metacopy).
-pub fn lacks_data(stack: &Stack, entry: &Indexed, copy: &Stat) -> Result<bool> {
-    if copy.kind() != FileType::RegularFile || copy.size == 0 {
-        return Ok(false);
-    }
-    marks::is_metacopy(stack.work(UPPER)?.index().fd()?, &entry.name)
-}
-
 fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
     let work = stack.work(UPPER)?;
     let index = work.index().fd()?;
@@ -69,6 +61,14 @@ fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
         // Counted from the lower inode, which is not at hand: all names but the index entry.
         Some(NlinkDiff { base: Base::Lower, .. }) | None => -1,
     })
+}
+
+/// Whether a copy in the index has only attributes (metacopy).
+pub fn lacks_data(stack: &Stack, entry: &Indexed, copy: &Stat) -> Result<bool> {
+    if copy.kind() != FileType::RegularFile || copy.size == 0 {
+        return Ok(false);
+    }
+    marks::is_metacopy(stack.work(UPPER)?.index().fd()?, &entry.name, stack.namespace())
 }
 
 /// Records how far the number of names in the union is from the upper inode's.

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::fs::FileType;
@@ -13,6 +14,7 @@ use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
 use crate::merge::index::Indexed;
 use crate::merge::lookup::Data;
+use crate::merge::lowers::Parts;
 use crate::node::io::Io;
 use crate::node::table::Table;
 use crate::sys::file::{self, Stat};
@@ -43,7 +45,7 @@ pub struct State {
     /// Device and inode number of the real object (of a directory's topmost part).
     pub id: (u64, u64),
     /// A directory's parts, topmost first.
-    pub parts: Vec<Arc<Dir>>,
+    pub parts: Parts,
     /// A directory in the upper: where lower layers keep the rest of it.
     pub redirect: Option<Redirect>,
     /// A copied-up hardlink.
@@ -69,6 +71,8 @@ pub struct Node {
     pub copying: Mutex<()>,
     /// A directory: held for reading to look names up and list them, for writing to change them.
     pub names: RwLock<()>,
+    /// Held while the recorded number of a hardlink's names changes.
+    pub counting: Mutex<()>,
     layer: AtomicU16,
     content: AtomicU16,
     state: RwLock<State>,
@@ -76,8 +80,9 @@ pub struct Node {
     table: Weak<Table>,
 }
 
-/// How often a name that was moved under us is looked for again.
-const MOVED_RETRIES: usize = 1000;
+/// How long an object that is not where it was is waited for: at a time, and in all.
+const MOVED_PAUSE: Duration = Duration::from_millis(5);
+const MOVED_LIMIT: Duration = Duration::from_secs(2);
 
 impl Node {
     /// A node not in any table yet; [`Table::admit`] puts it there.
@@ -88,6 +93,7 @@ impl Node {
             kind,
             copying: Mutex::new(()),
             names: RwLock::new(()),
+            counting: Mutex::new(()),
             layer: AtomicU16::new(layer),
             content: AtomicU16::new(content),
             state: RwLock::new(state),
@@ -139,7 +145,7 @@ impl Node {
     ///
     /// # Errors
     /// ENOENT once it was removed, ENOTDIR for other objects.
-    pub fn parts(&self) -> Result<Vec<Arc<Dir>>> {
+    pub fn parts(&self) -> Result<Parts> {
         if !self.is_dir() {
             return Err(Errno::NOTDIR);
         }
@@ -148,7 +154,7 @@ impl Node {
 
     /// A directory's part in `layer`, if it has one.
     pub fn part(&self, layer: LayerId) -> Option<Arc<Dir>> {
-        self.with(|s| s.parts.iter().find(|p| p.layer() == layer).cloned())
+        self.with(|s| s.parts.dirs().iter().find(|p| p.layer() == layer).cloned())
     }
 
     /// A name of the object, if one is known and left.
@@ -195,31 +201,40 @@ impl Node {
     }
 
     /// Runs `f` on the directory and name of the real object until it finds that very object there:
-    /// others may rename it meanwhile. `f` gives what it found with its attributes.
+    /// others may rename it meanwhile. `f` gives what it found with its attributes; it is given an empty
+    /// name when the descriptor is the object itself.
     fn by_name<T>(
         &self,
         index: Option<&Arc<Dir>>,
         mut f: impl FnMut(&OwnedFd, &OsStr) -> Result<(T, Stat)>,
     ) -> Result<T> {
-        let mut last = Errno::STALE;
-        for attempt in 0..MOVED_RETRIES {
-            let Some((dir, name)) = self.place(index) else { return Err(Errno::STALE) };
-            match dir.fd().and_then(|fd| f(&fd, &name)) {
-                Ok((found, st)) if (st.dev, st.ino) == self.with(|s| s.id) => return Ok(found),
-                Ok(_) => last = Errno::STALE,
-                Err(e @ (Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP)) => last = e,
-                Err(e) => return Err(e),
-            }
+        let mut once = || {
             if let Some(pinned) = self.with(|s| s.pinned.clone()) {
                 return f(&pinned, OsStr::new("")).map(|(found, _)| found);
             }
-            // Whoever moves it holds the directory's names: wait for that.
-            match self.any_link() {
-                Some(link) if attempt % 8 == 0 => drop(link.parent.names.read_recursive()),
-                _ => std::thread::yield_now(),
+            let (dir, name) = self.place(index).ok_or(Errno::STALE)?;
+            match f(&*dir.fd()?, &name)? {
+                (found, st) if (st.dev, st.ino) == self.with(|s| s.id) => Ok(found),
+                _ => Err(Errno::STALE),
+            }
+        };
+        let mut waited = Duration::ZERO;
+        loop {
+            match once() {
+                Err(Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP) => {}
+                other => return other,
+            }
+            // Whoever moves it holds the names of its directory. With those in hand, what is found is
+            // final. They may be in the hands of this very thread, though: never wait without a limit.
+            let Some(link) = self.any_link() else { return once() };
+            if let Some(_names) = link.parent.names.try_read_recursive_for(MOVED_PAUSE) {
+                return once();
+            }
+            waited += MOVED_PAUSE;
+            if waited > MOVED_LIMIT {
+                return once();
             }
         }
-        Err(last)
     }
 
     /// Attributes of the real object, with its number of names in the union. `index`: the index
@@ -232,14 +247,21 @@ impl Node {
             return Ok(self.in_union(file::stat_fd(&*pinned)?));
         }
         if self.is_dir() {
-            let part = self.with(|s| s.parts.first().cloned()).ok_or(Errno::NOENT)?;
+            let part = self.with(|s| s.parts.dirs().first().cloned()).ok_or(Errno::NOENT)?;
             return Ok(self.in_union(file::stat_fd(part.fd()?)?));
         }
-        let st = self.by_name(index, |dir, name| {
+        self.stat_raw(index).map(|st| self.in_union(st))
+    }
+
+    /// Attributes of the real object, not a directory, as they are in its layer.
+    ///
+    /// # Errors
+    /// As for [`Self::stat`].
+    pub fn stat_raw(&self, index: Option<&Arc<Dir>>) -> Result<Stat> {
+        self.by_name(index, |dir, name| {
             let st = if name.is_empty() { file::stat_fd(dir)? } else { file::stat_at(dir, name)? };
             Ok((st, st))
-        })?;
-        Ok(self.in_union(st))
+        })
     }
 
     /// The attributes of the real object with its number of names in the union.
@@ -247,7 +269,7 @@ impl Node {
         self.with(|s| {
             if s.hidden || (self.is_dir() && s.pinned.is_some()) {
                 st.nlink = 0;
-            } else if s.parts.len() > 1 {
+            } else if s.parts.dirs().len() > 1 {
                 // As the kernel's overlayfs: counting subdirectories would take a listing.
                 st.nlink = 1;
             } else if let Some(indexed) = &s.indexed {
@@ -271,7 +293,7 @@ impl Node {
             return Ok(pinned);
         }
         if self.is_dir() {
-            return self.with(|s| s.parts.first().cloned()).ok_or(Errno::NOENT)?.fd();
+            return self.with(|s| s.parts.dirs().first().cloned()).ok_or(Errno::NOENT)?.fd();
         }
         self.by_name(index, |dir, name| {
             let fd = if name.is_empty() {

@@ -128,7 +128,7 @@ fn run(form: Form, entries: &[Vec<layers::Entry>]) -> Result<(), String> {
         return Ok(());
     }
     overlay::mount(&union, options);
-    let mut kernel = with_dir_times(&union.mnt(), tree::read_foreign(&union.mnt()));
+    let mut kernel = with_dir_times(&union.mnt(), tree::read_overlay(&union.mnt()));
     kernel.remove(Path::new(""));
     union.unmount();
     let lines = tree::diff(&kernel, &got);

@@ -79,7 +79,7 @@ impl Peer {
 
     /// Reads what it shows, leaving out what it is known to tell wrong.
     pub fn read(self, union: &Union) -> tree::Tree {
-        let mut tree = with_dir_times(&union.mnt(), tree::read_foreign(&union.mnt()));
+        let mut tree = with_dir_times(&union.mnt(), tree::read_overlay(&union.mnt()));
         self.forgive(&mut tree);
         tree
     }

@@ -116,7 +116,7 @@ fn theirs(peer: Peer, case: &Case) -> Result<(), String> {
     below.mount();
     same("as lowers of an upper", &shown, &read(&below))?;
     go_on(case, &below.mnt(), &flat, &shown, "with their layers as lowers", |mnt| {
-        let mut tree = with_dir_times(mnt, tree::read_foreign(mnt));
+        let mut tree = with_dir_times(mnt, tree::read_overlay(mnt));
         peer.forgive(&mut tree);
         tree
     })?;
@@ -129,7 +129,7 @@ fn theirs(peer: Peer, case: &Case) -> Result<(), String> {
     let copy_again = union.dir().join("copy-again");
     copy(&union.mnt(), &copy_again);
     go_on(case, &union.mnt(), &copy_again, &shown, "in their upper", |mnt| {
-        let mut tree = with_dir_times(mnt, tree::read_foreign(mnt));
+        let mut tree = with_dir_times(mnt, tree::read_overlay(mnt));
         peer.forgive(&mut tree);
         tree
     })?;

@@ -48,7 +48,7 @@ impl Who {
 
     fn read(self, union: &Union) -> tree::Tree {
         match self {
-            Self::Other(_) => with_dir_times(&union.mnt(), tree::read_foreign(&union.mnt())),
+            Self::Other(_) => with_dir_times(&union.mnt(), tree::read_overlay(&union.mnt())),
             _ => ours(union),
         }
     }
@@ -165,7 +165,7 @@ fn plain(case: &Case) -> tree::Tree {
     std::fs::create_dir(&flat).unwrap();
     shell("cp -a ../l1/. . && cp -a ../l0/. . && touch -h -d '2020-02-02 02:02:02.5' d only", &flat).unwrap();
     shell(case.1, &flat).unwrap();
-    settled(with_dir_times(&flat, tree::read_foreign(&flat)))
+    settled(with_dir_times(&flat, tree::read_overlay(&flat)))
 }
 
 fn prepared(dir: &std::path::Path) -> std::path::PathBuf {

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use rustix::mount::{MountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::files::{dir, errno, exists, get, list, put};
@@ -125,8 +125,7 @@ fn a_full_disk_leaves_the_lower_version_and_no_rest() {
         std::fs::remove_file(u.at("d/big")).unwrap();
         assert_eq!(list(u.at("d")), ["small"]);
         u.unmount();
-        assert!(wait_for(Duration::from_secs(5), || unmount(&small, rustix::mount::UnmountFlags::empty())
-            .is_ok()));
+        assert!(wait_for(Duration::from_secs(5), || unmount(&small, UnmountFlags::empty()).is_ok()));
     }
 }
 
@@ -144,7 +143,7 @@ fn a_daemon_killed_while_it_copies_leaves_the_lower_version() {
     wait_for(Duration::from_secs(5), || exists(u.upper("d")));
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     let _ = open.join();
-    rustix::mount::unmount(u.mnt(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    unmount(u.mnt(), UnmountFlags::DETACH).unwrap();
     assert!(wait_for(Duration::from_secs(5), || daemon_of(&u.mnt()).is_none()));
     u.mount();
     assert_eq!(list(u.work("work")), [""; 0]);

@@ -62,17 +62,18 @@ need_unionfs() {
     [[ -e /dev/fuse ]] || die "/dev/fuse is missing: load the module fuse, or pass the device into the container"
 }
 
-# Empty layers: lower1 (the topmost) and lower2, upper, work, and the mount point in $MNT.
+# Empty layers: lower1 (the topmost) and lower2, upper, work. The mount point in $MNT lies elsewhere: suites bind
+# sockets, whose paths have 107 bytes at most.
 stage_begin() {
     [[ -z $STAGE ]] || stage_end
     mkdir -p target/stage
     STAGE=$(mktemp -d "$PWD/target/stage/XXXXXX")
-    MNT=$STAGE/mnt
-    chmod 755 "$STAGE"
-    mkdir "$STAGE"/{lower1,lower2,upper,work,mnt}
+    MNT=$(mktemp -d /tmp/uXXXXXX)
+    chmod 755 "$STAGE" "$MNT"
+    mkdir "$STAGE"/{lower1,lower2,upper,work,plain}
 }
 
-# Mounts the layers; without a mount (ext4) the lowers' content is copied.
+# Mounts the layers; for ext4, a plain directory with a copy of the lowers.
 stage_mount() {
     case $BACKEND in
         unionfs)
@@ -83,7 +84,10 @@ stage_mount() {
             mount -t overlay unionfs-stage "$MNT" -o \
                 "lowerdir=$STAGE/lower1:$STAGE/lower2,upperdir=$STAGE/upper,workdir=$STAGE/work,redirect_dir=on,index=on"
             ;;
-        ext4) cp -a "$STAGE/lower2/." "$STAGE/lower1/." "$MNT" ;;
+        ext4)
+            cp -a "$STAGE/lower2/." "$STAGE/lower1/." "$STAGE/plain"
+            mount --bind "$STAGE/plain" "$MNT"
+            ;;
         *) die "--backend $BACKEND: takes unionfs, overlayfs or ext4" ;;
     esac
 }
@@ -108,9 +112,9 @@ stage_end() {
     fi
     if stage_mounted; then
         say "left mounted: $MNT" >&2
-    elif [[ -z ${KEEP:-} ]]; then
-        # Immutable files that a stopped suite left would stay.
-        rm -rf --one-file-system "$STAGE" 2>/dev/null || say "left behind: $STAGE" >&2
+    else
+        rmdir "$MNT"
+        rm -rf --one-file-system "$STAGE"
     fi
     STAGE=
 }

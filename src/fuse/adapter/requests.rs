@@ -1,120 +1,27 @@
-//! The core behind `fuser::Filesystem`: convert, call, reply.
+//! The requests: convert, call, reply.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::reply::{
-    Fail, GENERATION, answer, contain, send_attr, send_entry, send_missing, send_statfs, send_xattr,
-};
-use super::stats::{Op, Stats};
-use super::{convert, handshake};
-use crate::config::Options;
-use crate::error::{Errno, Result};
-use crate::fs::{Backing, Opened, SetAttr, UnionFs};
-use crate::sys::cred;
+use super::reply::{GENERATION, contain, send_attr, send_entry, send_missing, send_statfs, send_xattr};
+use super::{Adapter, Op, backing_id, convert, handshake, open_flags};
+use crate::error::Errno;
+use crate::fs::SetAttr;
 
 thread_local! {
     /// Where reads land before they are sent; grows to the largest request of the thread.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Serves the kernel's requests from a [`UnionFs`].
-pub struct Adapter {
-    fs: Arc<UnionFs>,
-    stats: Arc<Stats>,
-    notifier: Arc<OnceLock<Notifier>>,
-    /// Passthrough is wanted; after the handshake: and the kernel agreed.
-    passthrough: bool,
-}
-
-impl Adapter {
-    /// An adapter that has not met the kernel yet.
-    pub fn new(fs: Arc<UnionFs>, options: &Options) -> Self {
-        Self {
-            fs,
-            stats: Arc::default(),
-            notifier: Arc::default(),
-            passthrough: options.passthrough && cred::is_admin(),
-        }
-    }
-
-    /// Counts of the requests served.
-    pub fn stats(&self) -> Arc<Stats> {
-        Arc::clone(&self.stats)
-    }
-
-    /// Where the session puts its notifier once it has one.
-    pub fn notifier(&self) -> Arc<OnceLock<Notifier>> {
-        Arc::clone(&self.notifier)
-    }
-
-    /// Counts a request, runs it and answers it.
-    fn answer<R: Fail, T>(
-        &self,
-        op: Op,
-        reply: R,
-        call: impl FnOnce(&mut R) -> Result<T>,
-        done: impl FnOnce(R, T),
-    ) {
-        self.stats.count(op);
-        answer(op, reply, call, done);
-    }
-
-    /// Makes a file known to the kernel for I/O without us. `None`: it goes through us.
-    fn make_backing(
-        &self,
-        fd: BorrowedFd<'_>,
-        open_backing: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
-    ) -> Option<Backing> {
-        if !self.passthrough {
-            return None;
-        }
-        // The kernel keeps the credentials of this moment for all I/O on the file. Without
-        // CAP_FSETID in them the backing filesystem clears set-ID bits on writes as it would for any
-        // user; with it they would survive a write by anybody.
-        match cred::without_fsetid(|| open_backing(fd)) {
-            Ok(Ok(id)) => Some(Arc::new(id)),
-            Ok(Err(err)) => {
-                tracing::debug!(%err, "no passthrough for a file");
-                None
-            }
-            Err(err) => {
-                tracing::debug!(%err, "cannot lower capabilities; no passthrough for a file");
-                None
-            }
-        }
-    }
-
-    /// Drops the kernel's copy of the attributes of an inode, not of its pages. Takes no lock in the
-    /// kernel that a pending request could hold.
-    fn forget_attributes(&self, ino: INodeNo) {
-        if let Some(notifier) = self.notifier.get()
-            && let Err(err) = notifier.inval_inode(ino, -1, 0)
-        {
-            tracing::debug!(%err, ino = ino.0, "cannot drop cached attributes");
-        }
-    }
-}
-
-/// The backing of an open file, if the kernel does its I/O.
-fn backing_id(opened: &Opened) -> Option<&BackingId> {
-    opened.backing.as_ref()?.downcast_ref()
-}
-
-fn open_flags(opened: &Opened) -> FopenFlags {
-    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
 }
 
 impl fuser::Filesystem for Adapter {
@@ -282,6 +189,7 @@ impl fuser::Filesystem for Adapter {
                 self.fs.open_file(&convert::caller(req, 0), ino.0, flags.0, &mut make)
             },
             |reply, opened| {
+                self.forget_attributes_if(opened.mode_changed, ino);
                 let fh = FileHandle(opened.fh);
                 match backing_id(&opened) {
                     Some(id) => reply.opened_passthrough(fh, FopenFlags::empty(), id),
@@ -366,10 +274,7 @@ impl fuser::Filesystem for Adapter {
             reply,
             |_| self.fs.write(fh.0, offset, data, kill),
             |reply, (n, mode_changed)| {
-                // Before the reply, so that who sees the write done sees the mode, too.
-                if mode_changed {
-                    self.forget_attributes(ino);
-                }
+                self.forget_attributes_if(mode_changed, ino);
                 reply.written(u32::try_from(n).unwrap_or(u32::MAX));
             },
         );
@@ -552,7 +457,7 @@ impl fuser::Filesystem for Adapter {
     fn fallocate(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
@@ -560,7 +465,11 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = convert::caller(req, 0);
-        let reserve = |_: &mut ReplyEmpty| self.fs.fallocate(&caller, fh.0, offset, length, mode);
+        let reserve = |_: &mut ReplyEmpty| {
+            let mode_changed = self.fs.fallocate(&caller, fh.0, offset, length, mode)?;
+            self.forget_attributes_if(mode_changed, ino);
+            Ok(())
+        };
         self.answer(Op::Fallocate, reply, reserve, |r, ()| r.ok());
     }
 
@@ -578,11 +487,11 @@ impl fuser::Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
-        _ino_out: INodeNo,
+        ino_out: INodeNo,
         fh_out: FileHandle,
         offset_out: u64,
         len: u64,
@@ -592,8 +501,14 @@ impl fuser::Filesystem for Adapter {
         self.answer(
             Op::CopyFileRange,
             reply,
-            |_| self.fs.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len),
-            |r, n| r.written(u32::try_from(n).unwrap_or(u32::MAX)),
+            |_| {
+                let caller = convert::caller(req, 0);
+                self.fs.copy_file_range(&caller, fh_in.0, offset_in, fh_out.0, offset_out, len)
+            },
+            |reply, (n, mode_changed)| {
+                self.forget_attributes_if(mode_changed, ino_out);
+                reply.written(u32::try_from(n).unwrap_or(u32::MAX));
+            },
         );
     }
 }
