@@ -35,7 +35,7 @@ impl UnionFs {
         let changed = kill_setid && file::stat_fd(&*fd)?.has_setid();
         let written = write_some_at(&*fd, data, offset)?;
         if changed {
-            file::clear_setid(&*fd, || false)?;
+            file::clear_setid(&*fd, || false, |_| true)?;
         }
         Ok((written, changed))
     }
@@ -68,7 +68,7 @@ impl UnionFs {
         let fd = open.fd(self.index())?;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
         rustix::fs::fallocate(&*fd, mode, offset, len)?;
-        file::clear_setid(&*fd, || caller.keeps_setid())
+        file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))
     }
 
     /// Finds data or a hole; `whence` SEEK_DATA or SEEK_HOLE of lseek(2).
@@ -116,6 +116,6 @@ impl UnionFs {
             Some(&mut to_offset),
             len,
         )?;
-        Ok((copied, file::clear_setid(&*target, || caller.keeps_setid())?))
+        Ok((copied, file::clear_setid(&*target, || caller.keeps_setid(), |gid| caller.in_group(gid))?))
     }
 }

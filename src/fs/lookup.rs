@@ -64,8 +64,11 @@ impl UnionFs {
     /// The attributes to show for a node with real attributes `st`, as [`Node::stat`] gives them.
     pub(super) fn attr(&self, node: &Node, st: &Stat) -> Attr {
         let mut attr = Attr::new(node.ino, st);
-        // A passthrough write may clear set-ID bits without our knowing.
-        attr.cacheable = !st.has_setid() || node.is_dir() || !node.io().is_passed();
+        // A passthrough write may clear set-ID bits without our knowing, and one by a mapping sets times.
+        attr.cacheable = node.is_dir() || {
+            let io = node.io();
+            !(io.is_written_by_kernel() || (st.has_setid() && io.is_passed()))
+        };
         attr
     }
 

@@ -53,7 +53,8 @@ impl UnionFs {
             // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;
         }
-        let mode_changed = truncate && file::clear_setid(&fd, || caller.keeps_setid())?;
+        let mode_changed =
+            truncate && file::clear_setid(&fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
         Ok(Opened { mode_changed, ..self.opened(&node, real, layer, fd, make)? })
     }
 
@@ -76,7 +77,10 @@ impl UnionFs {
             self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
         let layer = node.content_layer();
         let opened = self.opened(&node, real, layer, fd, make)?;
-        Ok((self.told(&node, &st)?, opened))
+        let mut attr = self.told(&node, &st)?;
+        // Nobody has mapped it yet; the kernel asks again after writes, and when it is mapped.
+        attr.cacheable |= !st.has_setid();
+        Ok((attr, opened))
     }
 
     fn opened(
@@ -101,7 +105,7 @@ impl UnionFs {
     /// Lets go of an open file.
     pub fn release(&self, fh: u64) {
         if let Some(open) = self.files.remove(fh) {
-            let backing = open.node.io().close(open.passed);
+            let backing = open.node.io().close(open.passed, open.writes());
             drop(backing);
         }
     }
