@@ -48,11 +48,12 @@ impl UnionFs {
         if datasync { rustix::fs::fdatasync(&*fd) } else { rustix::fs::fsync(&*fd) }
     }
 
-    /// Reserves, punches or collapses a range; `mode` as in fallocate(2).
+    /// Reserves, punches or collapses a range; `mode` as in fallocate(2). Gives whether the file's mode
+    /// changed: then the kernel's copy of it must be dropped.
     ///
     /// # Errors
     /// Those of fallocate(2).
-    pub fn fallocate(&self, caller: &Caller, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
+    pub fn fallocate(&self, caller: &Caller, fh: u64, offset: u64, len: u64, mode: i32) -> Result<bool> {
         let open = self.files.get(fh)?;
         if !open.writes() {
             return Err(Errno::BADF);
@@ -60,10 +61,7 @@ impl UnionFs {
         let fd = open.fd(self.index())?;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
         rustix::fs::fallocate(&*fd, mode, offset, len)?;
-        if !caller.keeps_setid() {
-            file::clear_setid(&*fd)?;
-        }
-        Ok(())
+        Ok(!caller.keeps_setid() && file::clear_setid(&*fd)?)
     }
 
     /// Finds data or a hole; `whence` SEEK_DATA or SEEK_HOLE of lseek(2).
@@ -82,18 +80,20 @@ impl UnionFs {
         i64::try_from(found).map_err(|_| Errno::OVERFLOW)
     }
 
-    /// Copies between two open files within the kernel; gives the bytes copied.
+    /// Copies between two open files within the kernel; gives the bytes copied and whether the target's
+    /// mode changed: then the kernel's copy of it must be dropped.
     ///
     /// # Errors
     /// Those of copy_file_range(2); EXDEV and EOPNOTSUPP let the kernel copy by reads and writes.
     pub fn copy_file_range(
         &self,
+        caller: &Caller,
         from: u64,
         from_offset: u64,
         to: u64,
         to_offset: u64,
         len: u64,
-    ) -> Result<usize> {
+    ) -> Result<(usize, bool)> {
         let (from, to) = (self.files.get(from)?, self.files.get(to)?);
         if !to.writes() {
             return Err(Errno::BADF);
@@ -102,6 +102,8 @@ impl UnionFs {
         let (mut from_offset, mut to_offset) = (from_offset, to_offset);
         // The answer has 32 bits.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        rustix::fs::copy_file_range(&*source, Some(&mut from_offset), &*target, Some(&mut to_offset), len)
+        let (from_offset, to_offset) = (Some(&mut from_offset), Some(&mut to_offset));
+        let copied = rustix::fs::copy_file_range(&*source, from_offset, &*target, to_offset, len)?;
+        Ok((copied, copied > 0 && !caller.keeps_setid() && file::clear_setid(&*target)?))
     }
 }

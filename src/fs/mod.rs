@@ -49,6 +49,8 @@ pub struct Opened {
     pub backing: Option<Backing>,
     /// Pages that the kernel already has for the inode are still right.
     pub keep_cache: bool,
+    /// Attributes that the kernel already has for the inode must be dropped.
+    pub attributes_changed: bool,
 }
 
 /// Attributes to set; `None` and `Keep` leave one as it is.

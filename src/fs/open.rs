@@ -12,6 +12,7 @@ use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
 use crate::node::Node;
 use crate::node::files::OpenFile;
+use crate::node::io::{Access, Way};
 use crate::sys::file::{self, Stat};
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
@@ -45,10 +46,10 @@ impl UnionFs {
             // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;
         }
-        if truncate && !caller.keeps_setid() {
-            file::clear_setid(&fd)?;
-        }
-        Ok(self.opened(&node, real, layer, fd, &st, make))
+        let cleared = truncate && !caller.keeps_setid() && file::clear_setid(&fd)?;
+        let mut opened = self.opened(&node, flags, layer, fd, &st, make);
+        opened.attributes_changed |= cleared;
+        Ok(opened)
     }
 
     /// Makes a regular file and opens it. `mode`: permission bits. Counts one lookup.
@@ -65,11 +66,12 @@ impl UnionFs {
         make: MakeBacking<'_>,
     ) -> Result<(Attr, Opened)> {
         let parent = self.node(parent)?;
-        let real = real_flags(OFlags::from_bits_retain(flags.cast_unsigned()));
+        let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+        let real = real_flags(flags);
         let (node, st, fd) =
             self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
         let layer = node.content_layer();
-        let opened = self.opened(&node, real, layer, fd, &st, make);
+        let opened = self.opened(&node, flags, layer, fd, &st, make);
         Ok((self.told(&node, &st)?, opened))
     }
 
@@ -84,10 +86,16 @@ impl UnionFs {
     ) -> Opened {
         // Writes to a file with set-ID bits are ours to see: they clear the bits.
         let allowed = self.stack.in_place(layer) && !st.has_setid();
-        let writes = flags.contains(OFlags::RDWR);
-        let (backing, keep_cache) = node.io().open(allowed, writes, || make(fd.as_fd()));
-        let open = OpenFile::new(node.clone(), flags, layer, fd, backing.is_some());
-        Opened { fh: self.files.add(open), backing, keep_cache }
+        let access = match flags & OFlags::RWMODE {
+            OFlags::RDWR => Access::ReadWrite,
+            OFlags::WRONLY => Access::Write,
+            _ if flags.contains(OFlags::TRUNC) => Access::Write,
+            _ => Access::Read,
+        };
+        let Way { backing, keep_cache, attributes_stray } =
+            node.io().open(allowed, access, || make(fd.as_fd()));
+        let open = OpenFile::new(node.clone(), real_flags(flags), layer, fd, backing.is_some());
+        Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed: attributes_stray }
     }
 
     /// Lets go of an open file.

@@ -22,7 +22,7 @@ use super::stats::{Op, Stats};
 use super::{convert, handshake};
 use crate::config::Options;
 use crate::error::{Errno, Result};
-use crate::fs::{Backing, Opened, SetAttr, UnionFs};
+use crate::fs::{Backing, SetAttr, UnionFs};
 use crate::sys::cred;
 
 thread_local! {
@@ -97,24 +97,22 @@ impl Adapter {
         }
     }
 
-    /// Drops the kernel's copy of the attributes of an inode, not of its pages. Takes no lock in the
-    /// kernel that a pending request could hold.
-    fn forget_attributes(&self, ino: INodeNo) {
-        if let Some(notifier) = self.notifier.get()
+    /// Drops the kernel's copy of the attributes of an inode, not of its pages, when they `changed`
+    /// without its knowing. Before the reply, so that who sees the request done sees them, too. Takes no
+    /// lock in the kernel that a pending request could hold.
+    fn refresh(&self, ino: INodeNo, changed: bool) {
+        if changed
+            && let Some(notifier) = self.notifier.get()
             && let Err(err) = notifier.inval_inode(ino, -1, 0)
         {
             tracing::debug!(%err, ino = ino.0, "cannot drop cached attributes");
         }
     }
-}
 
-/// The backing of an open file, if the kernel does its I/O.
-fn backing_id(opened: &Opened) -> Option<&BackingId> {
-    opened.backing.as_ref()?.downcast_ref()
-}
-
-fn open_flags(opened: &Opened) -> FopenFlags {
-    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+    fn written(&self, ino: INodeNo, reply: ReplyWrite, n: usize, mode_changed: bool) {
+        self.refresh(ino, mode_changed);
+        reply.written(u32::try_from(n).unwrap_or(u32::MAX));
+    }
 }
 
 impl fuser::Filesystem for Adapter {
@@ -283,9 +281,10 @@ impl fuser::Filesystem for Adapter {
             },
             |reply, opened| {
                 let fh = FileHandle(opened.fh);
-                match backing_id(&opened) {
+                self.refresh(ino, opened.attributes_changed);
+                match convert::backing_id(&opened) {
                     Some(id) => reply.opened_passthrough(fh, FopenFlags::empty(), id),
-                    None => reply.opened(fh, open_flags(&opened)),
+                    None => reply.opened(fh, convert::open_flags(&opened)),
                 }
             },
         );
@@ -311,11 +310,11 @@ impl fuser::Filesystem for Adapter {
             },
             |reply, (attr, opened)| {
                 let (fh, ttl, attr) = (FileHandle(opened.fh), convert::attr_ttl(&attr), convert::attr(&attr));
-                match backing_id(&opened) {
+                match convert::backing_id(&opened) {
                     Some(id) => {
                         reply.created_passthrough(&ttl, &attr, GENERATION, fh, FopenFlags::empty(), id);
                     }
-                    None => reply.created(&ttl, &attr, GENERATION, fh, open_flags(&opened)),
+                    None => reply.created(&ttl, &attr, GENERATION, fh, convert::open_flags(&opened)),
                 }
             },
         );
@@ -365,13 +364,7 @@ impl fuser::Filesystem for Adapter {
             Op::Write,
             reply,
             |_| self.fs.write(fh.0, offset, data, kill),
-            |reply, (n, mode_changed)| {
-                // Before the reply, so that who sees the write done sees the mode, too.
-                if mode_changed {
-                    self.forget_attributes(ino);
-                }
-                reply.written(u32::try_from(n).unwrap_or(u32::MAX));
-            },
+            |reply, (n, mode_changed)| self.written(ino, reply, n, mode_changed),
         );
     }
 
@@ -552,7 +545,7 @@ impl fuser::Filesystem for Adapter {
     fn fallocate(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
@@ -561,7 +554,10 @@ impl fuser::Filesystem for Adapter {
     ) {
         let caller = convert::caller(req, 0);
         let reserve = |_: &mut ReplyEmpty| self.fs.fallocate(&caller, fh.0, offset, length, mode);
-        self.answer(Op::Fallocate, reply, reserve, |r, ()| r.ok());
+        self.answer(Op::Fallocate, reply, reserve, |reply, mode_changed| {
+            self.refresh(ino, mode_changed);
+            reply.ok();
+        });
     }
 
     fn lseek(
@@ -578,22 +574,23 @@ impl fuser::Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
-        _ino_out: INodeNo,
+        ino_out: INodeNo,
         fh_out: FileHandle,
         offset_out: u64,
         len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let caller = convert::caller(req, 0);
         self.answer(
             Op::CopyFileRange,
             reply,
-            |_| self.fs.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len),
-            |r, n| r.written(u32::try_from(n).unwrap_or(u32::MAX)),
+            |_| self.fs.copy_file_range(&caller, fh_in.0, offset_in, fh_out.0, offset_out, len),
+            |reply, (n, mode_changed)| self.written(ino_out, reply, n, mode_changed),
         );
     }
 }
