@@ -256,6 +256,10 @@ fn links_between_the_layers_are_refused() {
     assert!(!exists(u.at("etc/linked")) && !exists(u.upper("etc/linked")));
     std::fs::hard_link(u.at("etc/both"), u.at("etc/both2")).unwrap();
     assert_eq!(u.at("etc/both2").metadata().unwrap().nlink(), 2);
+    // Nor does one of several names move from one to the other.
+    assert_eq!(errno(std::fs::rename(u.at("etc/both2"), u.at("etc/hosts"))), libc::EXDEV);
+    assert_eq!(get(u.at("etc/hosts")), "init hosts");
+    assert_eq!(u.at("etc/both2").metadata().unwrap().ino(), u.at("etc/both").metadata().unwrap().ino());
     // And the other way: a name of init's, a file of the upper.
     std::fs::remove_file(u.at("etc/hosts")).unwrap();
     assert_eq!(errno(std::fs::hard_link(u.at("etc/both"), u.at("etc/hosts"))), libc::EXDEV);

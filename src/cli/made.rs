@@ -9,7 +9,7 @@ use crate::error::{Errno, MountError};
 use crate::layer::claim::explain;
 
 /// What is in a work directory once it was used.
-const WORK_PARTS: [&str; 2] = ["work", "index"];
+const WORK_PARTS: [&str; 3] = ["work", "index", "gone"];
 
 /// Directories that were made, in that order. Dropping removes them as far as they are empty.
 #[derive(Debug, Default)]

@@ -42,6 +42,8 @@ impl UnionFs {
             file::chown_fd(&*fd, set.uid, set.gid)?;
         }
         if let Some(mode) = set.mode {
+            // Whether a file may be passed through is decided by its mode when it is opened.
+            let _io = node.io();
             file::chmod_fd(&*fd, mode)?;
         }
         if (set.atime, set.mtime) != (SetTime::Keep, SetTime::Keep) {
@@ -61,9 +63,7 @@ impl UnionFs {
             None => Arc::new(node.open(self.index(), OFlags::WRONLY, false)?.0),
         };
         rustix::fs::ftruncate(&*fd, size)?;
-        if !caller.keeps_setid() {
-            file::clear_setid(&*fd)?;
-        }
+        file::clear_setid(&*fd, || caller.keeps_setid())?;
         Ok(())
     }
 

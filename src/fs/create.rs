@@ -10,8 +10,7 @@ use super::{Attr, Caller, UnionFs};
 use crate::edit::create::{Slot, place, slot};
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Mark};
-use crate::layer::dir::Dir;
-use crate::layer::stack::UPPER;
+use crate::layer::dir::{Dir, LayerId};
 use crate::layer::upper::Writable;
 use crate::merge::lookup::{DirFound, Found, Other};
 use crate::node::{Link, Node};
@@ -104,14 +103,14 @@ impl UnionFs {
         Ok(self.attr(node, st))
     }
 
-    /// Before a name that looks like a whiteout of AUFS is given: records on the upper that its names are
-    /// to be taken as they are, for the day when it is a lower.
-    pub(super) fn note_name(&self, name: &OsStr) -> Result<()> {
-        let work = self.stack.work(UPPER)?;
+    /// Before a name that looks like a whiteout of AUFS is given in a layer: records there that its names
+    /// are to be taken as they are, for the day when it is a lower.
+    pub(super) fn note_name(&self, layer: LayerId, name: &OsStr) -> Result<()> {
+        let work = self.stack.work(layer)?;
         if !names::is_wh(name) || !work.abilities().xattrs {
             return Ok(());
         }
-        let root = self.writable(&self.root, UPPER)?;
+        let root = self.writable(&self.root, layer)?;
         root.set_own_mark(Mark::PlainNames, work.abilities().namespace, b"y")
     }
 
@@ -126,8 +125,8 @@ impl UnionFs {
         }
         match self.resolve(parent, name)? {
             Found::Nothing { whiteout } => {
-                self.note_name(name)?;
                 let slot = slot(&self.stack, whiteout);
+                self.note_name(slot.layer, name)?;
                 Ok(parent.part(slot.layer).map(|_| slot))
             }
             _ => Err(Errno::EXIST),

@@ -10,6 +10,9 @@ use crate::error::{Errno, Result};
 use crate::merge::listing::{self, Entry};
 use crate::node::files::OpenDir;
 
+/// With so many lower parts, a listing keeps what they hold for lookups.
+const LISTINGS_READ_LOWERS: usize = 2;
+
 /// `.` and `..` come before the entries.
 const DOTS: usize = 2;
 
@@ -36,7 +39,7 @@ impl UnionFs {
             return Ok(listing.clone());
         }
         let _names = open.node.names.read();
-        let listing = Arc::new(listing::list(&self.stack, &open.node.parts()?)?);
+        let listing = Arc::new(listing::list(&self.stack, &self.parts(&open.node, LISTINGS_READ_LOWERS)?)?);
         *kept = Some(listing.clone());
         Ok(listing)
     }
@@ -126,10 +129,10 @@ impl UnionFs {
         if self.stack.volatile() {
             return Ok(());
         }
-        for part in open.node.parts()? {
-            if self.stack.in_place(part.layer()) {
-                rustix::fs::fsync(&*part.fd()?)?;
-            }
+        // A removed directory has nothing left to bring.
+        let Ok(parts) = open.node.parts() else { return Ok(()) };
+        for part in parts.dirs().iter().filter(|p| self.stack.in_place(p.layer())) {
+            rustix::fs::fsync(&*part.fd()?)?;
         }
         Ok(())
     }

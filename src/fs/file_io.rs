@@ -31,7 +31,7 @@ impl UnionFs {
         }
         let fd = open.fd(self.index())?;
         let written = write_some_at(&*fd, data, offset)?;
-        let changed = kill_setid && file::clear_setid(&*fd)?;
+        let changed = kill_setid && file::clear_setid(&*fd, || false)?;
         Ok((written, changed))
     }
 
@@ -49,7 +49,7 @@ impl UnionFs {
     }
 
     /// Reserves, punches or collapses a range; `mode` as in fallocate(2). Gives whether the file's mode
-    /// changed: then the kernel's copy of it must be dropped.
+    /// changed, as for [`Self::write`].
     ///
     /// # Errors
     /// Those of fallocate(2).
@@ -61,7 +61,7 @@ impl UnionFs {
         let fd = open.fd(self.index())?;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
         rustix::fs::fallocate(&*fd, mode, offset, len)?;
-        Ok(!caller.keeps_setid() && file::clear_setid(&*fd)?)
+        file::clear_setid(&*fd, || caller.keeps_setid())
     }
 
     /// Finds data or a hole; `whence` SEEK_DATA or SEEK_HOLE of lseek(2).
@@ -80,8 +80,8 @@ impl UnionFs {
         i64::try_from(found).map_err(|_| Errno::OVERFLOW)
     }
 
-    /// Copies between two open files within the kernel; gives the bytes copied and whether the target's
-    /// mode changed: then the kernel's copy of it must be dropped.
+    /// Copies between two open files within the kernel; gives the bytes copied, and whether the target's
+    /// mode changed, as for [`Self::write`].
     ///
     /// # Errors
     /// Those of copy_file_range(2); EXDEV and EOPNOTSUPP let the kernel copy by reads and writes.
@@ -102,8 +102,13 @@ impl UnionFs {
         let (mut from_offset, mut to_offset) = (from_offset, to_offset);
         // The answer has 32 bits.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        let (from_offset, to_offset) = (Some(&mut from_offset), Some(&mut to_offset));
-        let copied = rustix::fs::copy_file_range(&*source, from_offset, &*target, to_offset, len)?;
-        Ok((copied, copied > 0 && !caller.keeps_setid() && file::clear_setid(&*target)?))
+        let copied = rustix::fs::copy_file_range(
+            &*source,
+            Some(&mut from_offset),
+            &*target,
+            Some(&mut to_offset),
+            len,
+        )?;
+        Ok((copied, file::clear_setid(&*target, || caller.keeps_setid())?))
     }
 }

@@ -3,16 +3,18 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use rustix::fs::FileType;
-
 use super::{Attr, ROOT, UnionFs};
 use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
 use crate::layer::stack::{Role, UPPER};
-use crate::merge::lookup::{DirFound, Found, Other};
+use crate::merge::lookup::{Data, DirFound, Found, Other};
+use crate::merge::lowers::{Lowers, Parts};
 use crate::merge::{index, lookup, number};
 use crate::node::{Link, Node, State};
 use crate::sys::file::Stat;
+
+/// With so many lower parts, lookups read all that they hold instead of asking each.
+const LOOKUPS_READ_LOWERS: usize = 8;
 
 impl UnionFs {
     /// The object that `name` in directory `parent` stands for. Counts one lookup of it.
@@ -48,18 +50,30 @@ impl UnionFs {
     /// The attributes to show for a node with real attributes `st`, as [`Node::stat`] gives them.
     pub(super) fn attr(&self, node: &Node, st: &Stat) -> Attr {
         let mut attr = Attr::new(node.ino, st);
-        if node.kind == FileType::RegularFile {
-            // A passthrough write may clear set-ID bits without our knowing, and one to a mapping changes
-            // times and blocks.
-            let io = node.io();
-            attr.cacheable = !(io.is_mappable() || (st.has_setid() && io.is_passed()));
-        }
+        // A passthrough write may clear set-ID bits without our knowing.
+        attr.cacheable = !st.has_setid() || node.is_dir() || !node.io().is_passed();
         attr
     }
 
     /// What `name` stands for; the parent's names must be locked.
     pub(super) fn resolve(&self, parent: &Node, name: &OsStr) -> Result<Found> {
-        lookup::lookup(&self.stack, &parent.parts()?, name)
+        lookup::lookup(&self.stack, &self.parts(parent, LOOKUPS_READ_LOWERS)?, name)
+    }
+
+    /// A directory's parts. When there are at least `many` lower ones, all that they hold is read once.
+    pub(super) fn parts(&self, node: &Node, many: usize) -> Result<Parts> {
+        let parts = node.parts()?;
+        if !parts.is_worth_reading(&self.stack, many) {
+            return Ok(parts);
+        }
+        let parts = parts.with_lowers(Lowers::read(&self.stack, parts.dirs())?);
+        // What was copied up meanwhile has another top part: its lowers are read when asked again.
+        node.update(|s| {
+            if s.parts.dirs().len() == parts.dirs().len() {
+                s.parts = parts.clone();
+            }
+        });
+        Ok(parts)
     }
 
     /// The node of the entry `name`, with its attributes; the parent's names must be locked.
@@ -88,11 +102,11 @@ impl UnionFs {
         let mut state = Some(State {
             links: vec![link],
             id,
-            parts: dir.parts,
+            parts: dir.parts.into(),
             redirect: dir.redirect,
             ..State::default()
         });
-        let node = self.admit_state(ino, stat, layer, &mut state);
+        let (node, _) = self.admit_state(ino, stat, layer, &mut state, |s| s.id == id);
         (node, stat)
     }
 
@@ -100,13 +114,16 @@ impl UnionFs {
         let holder = other.dir.layer();
         let role = self.stack.role(holder);
         let mut ino = number::own(&self.stack, &other);
+        let own_id = (other.stat.dev, other.stat.ino);
         let (mut layer, mut stat, mut indexed, mut gone) = (holder, other.stat, None, 0);
         let mut data = other.data.clone();
-        if role == Role::Lower && self.wants_index(&other.stat) {
+        let shared = role == Role::Lower && self.wants_index(&other.stat);
+        if shared {
             // Another name of the file may have been copied up, or removed.
             if let Some(origin) = index::origin_of(&self.stack, &other.dir, name)? {
                 if let Some((entry, copy)) = index::find(&self.stack, &origin)? {
-                    (layer, stat, indexed, data) = (UPPER, copy, Some(entry), None);
+                    data = index::lacks_data(&self.stack, &entry, &copy)?.then(|| Data::of(&other));
+                    (layer, stat, indexed) = (UPPER, copy, Some(entry));
                 } else {
                     gone = index::gone(&self.stack, &origin)?;
                 }
@@ -127,22 +144,35 @@ impl UnionFs {
         let id = (stat.dev, stat.ino);
         let mut state =
             Some(State { links: vec![link.clone()], id, indexed, gone, data, ..State::default() });
-        let node = self.admit_state(ino, stat, layer, &mut state);
+        // A hardlink may be copied up by another of its names, under another directory's lock, at this
+        // moment: whichever of the two the node is, it is this object.
+        let is_it = |s: &State| s.id == id || (shared && (s.id == own_id || s.indexed.is_some()));
+        let (node, same) = self.admit_state(ino, stat, layer, &mut state, is_it);
         node.add_link(link);
+        let stat = if same { stat } else { node.stat_raw(self.index())? };
         Ok((node, stat))
     }
 
-    /// The node with number `ino`; under another number when that one is taken by another object (two
-    /// that claim one origin).
-    fn admit_state(&self, ino: u64, stat: Stat, layer: LayerId, state: &mut Option<State>) -> Arc<Node> {
+    /// The node with number `ino`, if that is the object by `is_it`; otherwise one under another number:
+    /// two objects may claim one origin. The second value tells whether the node's real object is the one
+    /// that `stat` is of.
+    fn admit_state(
+        &self,
+        ino: u64,
+        stat: Stat,
+        layer: LayerId,
+        state: &mut Option<State>,
+        is_it: impl Fn(&State) -> bool,
+    ) -> (Arc<Node>, bool) {
         let mut take = || state.take().unwrap_or_default();
         let id = (stat.dev, stat.ino);
         let (node, new) = self.table.admit(ino, stat.kind(), layer, &mut take);
-        if new || (node.with(|s| s.id) == id && node.kind == stat.kind()) {
-            return node;
+        if new || (node.kind == stat.kind() && node.with(&is_it)) {
+            let same = node.with(|s| s.id == id);
+            return (node, same);
         }
         let alias = self.stack.identity().alias(stat.dev, stat.ino);
-        self.table.admit(alias, stat.kind(), layer, take).0
+        (self.table.admit(alias, stat.kind(), layer, take).0, true)
     }
 
     /// Whether a lower file has other names that must be kept together with it when it is copied up.

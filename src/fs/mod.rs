@@ -49,8 +49,8 @@ pub struct Opened {
     pub backing: Option<Backing>,
     /// Pages that the kernel already has for the inode are still right.
     pub keep_cache: bool,
-    /// Attributes that the kernel already has for the inode must be dropped.
-    pub attributes_changed: bool,
+    /// Opening changed the mode (O_TRUNC clears set-ID bits): the kernel's copy of it must be dropped.
+    pub mode_changed: bool,
 }
 
 /// Attributes to set; `None` and `Keep` leave one as it is.
@@ -92,6 +92,7 @@ pub struct UnionFs {
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
     metacopy: bool,
+    noatime: bool,
 }
 
 impl UnionFs {
@@ -112,7 +113,7 @@ impl UnionFs {
         let layer = found.parts.first().map_or(UPPER, |p| p.layer());
         let (root, _) = table.admit(ROOT, FileType::Directory, layer, || State {
             id: (found.stat.dev, found.stat.ino),
-            parts: found.parts,
+            parts: found.parts.into(),
             ..State::default()
         });
         Ok(Self {
@@ -122,6 +123,7 @@ impl UnionFs {
             files: Handles::default(),
             dirs: Handles::default(),
             metacopy: options.metacopy,
+            noatime: options.noatime,
         })
     }
 

@@ -12,8 +12,7 @@ use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
 use crate::node::Node;
 use crate::node::files::OpenFile;
-use crate::node::io::{Access, Way};
-use crate::sys::file::{self, Stat};
+use crate::sys::file;
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
 /// pages by a handle for writing.
@@ -41,15 +40,13 @@ impl UnionFs {
         }
         // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
         let layer = node.content_layer();
-        let (fd, st) = node.open(self.index(), real, !self.stack.in_place(layer))?;
+        let (fd, _) = node.open(self.index(), real, self.noatime || !self.stack.in_place(layer))?;
         if truncate {
             // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;
         }
-        let cleared = truncate && !caller.keeps_setid() && file::clear_setid(&fd)?;
-        let mut opened = self.opened(&node, flags, layer, fd, &st, make);
-        opened.attributes_changed |= cleared;
-        Ok(opened)
+        let mode_changed = truncate && file::clear_setid(&fd, || caller.keeps_setid())?;
+        Ok(Opened { mode_changed, ..self.opened(&node, real, layer, fd, make)? })
     }
 
     /// Makes a regular file and opens it. `mode`: permission bits. Counts one lookup.
@@ -66,12 +63,11 @@ impl UnionFs {
         make: MakeBacking<'_>,
     ) -> Result<(Attr, Opened)> {
         let parent = self.node(parent)?;
-        let flags = OFlags::from_bits_retain(flags.cast_unsigned());
-        let real = real_flags(flags);
+        let real = real_flags(OFlags::from_bits_retain(flags.cast_unsigned()));
         let (node, st, fd) =
             self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
         let layer = node.content_layer();
-        let opened = self.opened(&node, flags, layer, fd, &st, make);
+        let opened = self.opened(&node, real, layer, fd, make)?;
         Ok((self.told(&node, &st)?, opened))
     }
 
@@ -81,27 +77,23 @@ impl UnionFs {
         flags: OFlags,
         layer: LayerId,
         fd: OwnedFd,
-        st: &Stat,
         make: MakeBacking<'_>,
-    ) -> Opened {
-        // Writes to a file with set-ID bits are ours to see: they clear the bits.
-        let allowed = self.stack.in_place(layer) && !st.has_setid();
-        let access = match flags & OFlags::RWMODE {
-            OFlags::RDWR => Access::ReadWrite,
-            OFlags::WRONLY => Access::Write,
-            _ if flags.contains(OFlags::TRUNC) => Access::Write,
-            _ => Access::Read,
+    ) -> Result<Opened> {
+        let writes = flags.contains(OFlags::RDWR);
+        let (backing, keep_cache) = {
+            let mut io = node.io();
+            // Writes to a file with set-ID bits are ours to see: they clear the bits.
+            let allowed = self.stack.in_place(layer) && !file::stat_fd(&fd)?.has_setid();
+            io.open(allowed, writes, || make(fd.as_fd()))
         };
-        let Way { backing, keep_cache, attributes_stray } =
-            node.io().open(allowed, access, || make(fd.as_fd()));
-        let open = OpenFile::new(node.clone(), real_flags(flags), layer, fd, backing.is_some());
-        Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed: attributes_stray }
+        let open = OpenFile::new(node.clone(), flags, layer, fd, backing.is_some());
+        Ok(Opened { fh: self.files.add(open), backing, keep_cache, mode_changed: false })
     }
 
     /// Lets go of an open file.
     pub fn release(&self, fh: u64) {
         if let Some(open) = self.files.remove(fh) {
-            let backing = open.node.io().close(open.passed);
+            let backing = open.node.io().close(open.passed, open.writes());
             drop(backing);
         }
     }

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::UnionFs;
 use crate::edit::remove::remove;
@@ -14,6 +15,9 @@ use crate::merge::listing;
 use crate::merge::lookup::{Found, hidden_below};
 use crate::node::Node;
 use crate::sys::file;
+
+/// How long to wait for a lock whose holder may wait for one of ours, before letting go of that.
+pub(super) const PATIENCE: Duration = Duration::from_millis(2);
 
 impl UnionFs {
     /// Removes a name of anything but a directory.
@@ -37,7 +41,8 @@ impl UnionFs {
             }
             let pinned = self.keep_object(&node, &parent, name)?;
             self.take_name(&parent, name, holder, false)?;
-            return self.lost(&node, &parent, name, holder, pinned);
+            self.lost(&node, &parent, name, holder, pinned);
+            return Ok(());
         }
     }
 
@@ -57,9 +62,8 @@ impl UnionFs {
             };
             let (node, _) = self.admit(&parent, name, found)?;
             // Whoever holds it may wait for the parent: see the order of locks in crate::node.
-            let Some(own_names) = node.names.try_write() else {
+            let Some(own_names) = node.names.try_write_for(PATIENCE) else {
                 drop(names);
-                std::thread::yield_now();
                 continue;
             };
             if !listing::is_empty(&self.stack, &node.parts()?)? {
@@ -125,7 +129,8 @@ impl UnionFs {
         remove(&self.stack, &dir, name, is_dir, whiteout)
     }
 
-    /// Records that `node` lost its name, whose entry was in layer `holder`.
+    /// Records that `node` lost its name, whose entry was in layer `holder`. The name is gone: what cannot
+    /// be recorded is logged.
     pub(super) fn lost(
         &self,
         node: &Arc<Node>,
@@ -133,33 +138,42 @@ impl UnionFs {
         name: &OsStr,
         holder: LayerId,
         pinned: Option<Arc<OwnedFd>>,
-    ) -> Result<()> {
+    ) {
         node.remove_link(parent, name);
         if node.is_dir() {
             node.update(|s| s.pinned = pinned);
-            return Ok(());
+            return;
         }
-        let Some(indexed) = node.with(|s| s.indexed.clone()) else {
-            let lower = !self.stack.in_place(node.layer());
-            // A lower object with names left in the union is not gone with this one.
-            let hidden = lower && self.count_gone(node, parent, name, holder)?;
-            node.update(|s| {
-                if pinned.is_some() {
-                    s.pinned = pinned;
-                }
-                s.hidden = hidden;
-            });
-            return Ok(());
-        };
-        // A real name is gone together with the union's, or only the union's.
-        let diff = if self.stack.in_place(holder) { indexed.diff } else { indexed.diff - 1 };
-        let fd = node.pin(self.index())?;
-        let left = i64::from(file::stat_fd(&*fd)?.nlink) + diff;
-        if left > 0 {
-            if diff != indexed.diff {
-                index::store_diff(&self.stack, &indexed.name, diff)?;
+        let _counting = node.counting.lock();
+        if let Some(indexed) = node.with(|s| s.indexed.clone()) {
+            if let Err(e) = self.lost_indexed(node, indexed, holder) {
+                tracing::warn!("the number of names of a hardlink is not known: {e}");
             }
-            node.update(|s| s.indexed = Some(Indexed { diff, ..indexed }));
+            return;
+        }
+        let lower = !self.stack.in_place(node.layer());
+        // A lower object with names left in the union is not gone with this one.
+        let hidden = lower
+            && self.count_gone(node, parent, name, holder).unwrap_or_else(|e| {
+                tracing::warn!("the removal of a hardlink's name could not be recorded: {e}");
+                false
+            });
+        node.update(|s| {
+            if pinned.is_some() {
+                s.pinned = pinned;
+            }
+            s.hidden = hidden;
+        });
+    }
+
+    fn lost_indexed(&self, node: &Node, indexed: Indexed, holder: LayerId) -> Result<()> {
+        let fd = node.pin(self.index())?;
+        // A real name is gone together with the union's, or only the union's.
+        let change = if self.stack.in_place(holder) { 0 } else { -1 };
+        let left = i64::from(file::stat_fd(&*fd)?.nlink) + indexed.diff + change;
+        if left > 0 {
+            let indexed = self.counted(indexed, change);
+            node.update(|s| s.indexed = Some(indexed));
             return Ok(());
         }
         node.update(|s| {

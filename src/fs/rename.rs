@@ -8,6 +8,7 @@ use parking_lot::RwLockWriteGuard;
 use rustix::fs::RenameFlags;
 
 use super::UnionFs;
+use super::remove::PATIENCE;
 use super::up::Need;
 use crate::copy_up;
 use crate::edit::create::slot;
@@ -155,20 +156,19 @@ impl UnionFs {
         if node.is_dir() && (self.is_init(layer) || self.is_init(home)) {
             return Err(Errno::XDEV);
         }
+        if layer != home && !node.is_dir() && self.getattr(node.ino, None)?.nlink > 1 {
+            // Its other names would stay behind in the other layer: as with link(2) between the two.
+            return Err(Errno::XDEV);
+        }
         if to.part(home).is_none() {
             let to = to.clone();
             return Ok(Some(Box::new(move |fs| fs.dir_up(&to).map(drop))));
         }
         let target_names = match &target {
-            Some(target) if target.node.is_dir() => match target.node.names.try_write() {
+            Some(target) if target.node.is_dir() => match target.node.names.try_write_for(PATIENCE) {
                 Some(guard) => Some(guard),
                 // Its holder may wait for what we hold.
-                None => {
-                    return Ok(Some(Box::new(|_| {
-                        std::thread::yield_now();
-                        Ok(())
-                    })));
-                }
+                None => return Ok(Some(Box::new(|_| Ok(())))),
             },
             _ => None,
         };
@@ -177,7 +177,7 @@ impl UnionFs {
         {
             return Err(Errno::NOTEMPTY);
         }
-        self.note_name(new_name)?;
+        self.note_name(home, new_name)?;
         self.perform(&source, layer, to, new_name, home, target.as_ref())?;
         drop(target_names);
         Ok(None)
@@ -211,7 +211,7 @@ impl UnionFs {
         let physical = self.physical(&to_dir, new_name)?;
         match rename(&self.stack, side, &to_dir, new_name, physical, whiteout) {
             Err(Errno::XDEV) if layer != home => {
-                self.copy_across(node, &from_dir, name, &to_dir, new_name, home)?;
+                self.copy_across(node, &from_dir, name, whiteout, &to_dir, new_name)?;
             }
             other => other?,
         }
@@ -221,7 +221,7 @@ impl UnionFs {
                 t.update(|s| s.pinned = kept);
                 t.remove_link(to, new_name);
             } else {
-                self.lost(t, to, new_name, holder, kept)?;
+                self.lost(t, to, new_name, holder, kept);
             }
         }
         let link = Link { parent: to.clone(), name: new_name.into(), layer: home };
@@ -267,7 +267,7 @@ impl UnionFs {
     ) -> Result<Option<Redirect>> {
         let part = self.writable(node, UPPER)?;
         let abilities = self.stack.work(UPPER)?.abilities();
-        let merged = node.with(|s| s.parts.len() > 1);
+        let merged = node.with(|s| s.parts.dirs().len() > 1);
         if !merged {
             if hidden_below(&self.stack, &to.parts()?, UPPER, new_name)? {
                 part.set_own_mark(Mark::Opaque, abilities.namespace, b"y")?;
@@ -332,22 +332,22 @@ impl UnionFs {
         node: &Arc<Node>,
         from: &Writable,
         name: &OsStr,
+        whiteout: bool,
         to: &Writable,
         new_name: &OsStr,
-        home: LayerId,
     ) -> Result<()> {
+        let home = to.dir().layer();
         let fd = node.pin(self.index())?;
         let st = file::stat_fd(&*fd)?;
-        if st.nlink > 1 || node.io().is_passed() {
-            // Its other names, or the kernel's writes, would stay with the old copy.
+        // Nobody opens it meanwhile.
+        let io = node.io();
+        if st.nlink > 1 || io.is_pinned_down() {
+            // Its other names, or what is written, would stay with the old copy.
             return Err(Errno::XDEV);
         }
         let content = self.content(node, &st, st.size)?;
         let staged = copy_up::stage(&self.stack, home, fd.as_fd(), &st, content.as_content(), None)?;
         let new = staged.replace(to, new_name)?;
-        let layer = from.dir().layer();
-        let whiteout =
-            self.is_init(layer) || hidden_below(&self.stack, std::slice::from_ref(from.dir()), layer, name)?;
         crate::edit::remove::remove(&self.stack, from, name, false, whiteout)?;
         node.relocate(home, |s| s.id = (new.dev, new.ino));
         Ok(())

@@ -103,7 +103,7 @@ impl UnionFs {
         if node.part(UPPER).is_some() {
             return Ok(());
         }
-        let top = node.parts()?.into_iter().next().ok_or(Errno::NOENT)?;
+        let top = node.parts()?.dirs().first().cloned().ok_or(Errno::NOENT)?;
         let fd = top.fd()?;
         let st = file::stat_fd(&fd)?;
         let origin = index::origin_of(&self.stack, &top, OsStr::new(""))?;
@@ -114,11 +114,12 @@ impl UnionFs {
         }
         let to = self.stack.writable(parent)?;
         self.set_impure(&to)?;
+        self.note_name(UPPER, &link.name)?;
         let new = staged.publish(&to, &link.name)?;
         let part = Dir::below(parent, &link.name, &new);
         node.relocate(UPPER, |s| {
             s.id = (new.dev, new.ino);
-            s.parts.insert(0, part);
+            s.parts = s.parts.with_top(part);
             s.redirect = None;
             s.links.iter_mut().for_each(|l| l.layer = UPPER);
         });
@@ -159,6 +160,7 @@ impl UnionFs {
             }
             let to = self.stack.writable(&parent)?;
             self.set_impure(&to)?;
+            self.note_name(UPPER, &link.name)?;
             let entry = match &origin {
                 Some(origin) if hard => self.add_to_index(&staged, origin, node, &st)?,
                 _ => None,
@@ -168,6 +170,8 @@ impl UnionFs {
                     let _ = index::remove(&self.stack, &entry.name);
                 }
             })?;
+            let _counting = node.counting.lock();
+            let entry = entry.map(|entry| self.counted(entry, -1));
             node.relocate(UPPER, |s| {
                 if later && s.data.is_none() {
                     let name = link.name.clone();
@@ -183,8 +187,11 @@ impl UnionFs {
                     l.layer = UPPER;
                 }
             });
-            if let Some(origin) = origin.filter(|_| hard) {
-                index::store_gone(&self.stack, &origin, 0)?;
+            if let Some(origin) = origin.filter(|_| hard)
+                && let Err(e) = index::store_gone(&self.stack, &origin, 0)
+            {
+                // Not looked at while there is an index entry.
+                tracing::warn!("left in the work directory: a count of removed names: {e}");
             }
             return Ok(());
         }
@@ -220,11 +227,28 @@ impl UnionFs {
         st: &Stat,
     ) -> Result<Option<Indexed>> {
         let Some(name) = origin.index_name() else { return Ok(None) };
-        // The copy will have two names, this one and that of the file; the union counts the lower's.
-        let diff = i64::from(node.in_union(*st).nlink) - 2;
+        // The copy has one name now, this one; the union counts the lower's. Until the file's own name is
+        // counted, a crash leaves one too many: never a file that is gone before its last name.
+        let diff = i64::from(node.in_union(*st).nlink) - 1;
         staged.mark(Mark::Nlink, &NlinkDiff { base: Base::Upper, diff }.encode())?;
-        staged.link(self.stack.work(UPPER)?.index(), &name)?;
-        Ok(Some(Indexed { name: name.into(), diff }))
+        match staged.link(self.stack.work(UPPER)?.index(), &name) {
+            Ok(()) => Ok(Some(Indexed { name: name.into(), diff })),
+            // Kept there for NFS by the kernel's overlayfs: the names part ways, as without an index.
+            Err(Errno::EXIST) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Records that the union has `change` more names of a copied-up hardlink than real names came with
+    /// them. What is already done cannot be undone for a count: failing to store it is logged.
+    pub(super) fn counted(&self, entry: Indexed, change: i64) -> Indexed {
+        let diff = entry.diff + change;
+        if change != 0
+            && let Err(e) = index::store_diff(&self.stack, &entry.name, diff)
+        {
+            tracing::warn!("the number of names of a hardlink could not be stored: {e}");
+        }
+        Indexed { diff, ..entry }
     }
 
     /// Copies up an open file that has no name left.
@@ -261,17 +285,15 @@ impl UnionFs {
     /// the parent must be locked for writing and its upper part exist.
     pub(super) fn link_up(&self, node: &Arc<Node>, link: &Link) -> Result<()> {
         let to = self.writable(&link.parent, UPPER)?;
-        let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };
         let fd = node.pin(self.index())?;
         self.set_impure(&to)?;
+        let _counting = node.counting.lock();
+        let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };
+        to.link(&*fd, &link.name)?;
         // One real name more, and as many in the union.
-        let diff = entry.diff - 1;
-        index::store_diff(&self.stack, &entry.name, diff)?;
-        to.link(&*fd, &link.name).inspect_err(|_| {
-            let _ = index::store_diff(&self.stack, &entry.name, entry.diff);
-        })?;
+        let entry = self.counted(entry, -1);
         node.update(|s| {
-            s.indexed = Some(Indexed { diff, ..entry });
+            s.indexed = Some(entry);
             for l in s.links.iter_mut().filter(|l| l.is(&link.parent, &link.name)) {
                 l.layer = UPPER;
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FileType as CoreType, RenameFlags, XattrFlags};
 
 use crate::error::{Errno, Result};
-use crate::fs::{Attr, Caller, Opened, SetTime};
+use crate::fs::{Attr, Caller, SetTime};
 
 /// How long the kernel may keep names and attributes: nobody else changes the layers of a live
 /// mount, so as long as it likes. `u32::MAX` seconds (136 years) stays clear of the saturation of the
@@ -137,16 +137,6 @@ pub fn rdev_from_wire(dev: u32) -> u64 {
     let major = (dev & 0xf_ff00) >> 8;
     let minor = (dev & 0xff) | ((dev >> 12) & 0xf_ff00);
     rustix::fs::makedev(major, minor)
-}
-
-/// The backing of an open file, if the kernel does its I/O.
-pub fn backing_id(opened: &Opened) -> Option<&fuser::BackingId> {
-    opened.backing.as_ref()?.downcast_ref()
-}
-
-/// What the kernel may do with an open file whose I/O goes through us.
-pub fn open_flags(opened: &Opened) -> fuser::FopenFlags {
-    if opened.keep_cache { fuser::FopenFlags::FOPEN_KEEP_CACHE } else { fuser::FopenFlags::empty() }
 }
 
 /// Flags of renameat2(2).

@@ -23,6 +23,8 @@ const YES: u8 = 2;
 enum Place {
     Root(Arc<OwnedFd>),
     Below(Arc<Dir>, Box<OsStr>),
+    /// About to be dropped.
+    Gone,
 }
 
 /// A directory of one layer. Found again by its parent and name when its descriptor was closed; what
@@ -98,10 +100,32 @@ impl Dir {
         if let Some(fd) = self.cache.get(self.key) {
             return Ok(fd);
         }
+        // Ancestors first, from the nearest that is open: a tree may be deeper than a stack.
+        let mut closed = Vec::new();
+        let mut next = self.parent();
+        while let Some(dir) = next.filter(|d| d.cache.get(d.key).is_none()) {
+            next = dir.parent();
+            closed.push(dir);
+        }
+        while let Some(dir) = closed.pop() {
+            dir.open()?;
+        }
+        self.open()
+    }
+
+    fn parent(&self) -> Option<Arc<Self>> {
+        match &*self.place.read() {
+            Place::Below(parent, _) => Some(parent.clone()),
+            Place::Root(_) | Place::Gone => None,
+        }
+    }
+
+    fn open(&self) -> Result<Arc<OwnedFd>> {
         let place = self.place.read();
         let (parent, name) = match &*place {
             Place::Root(fd) => return Ok(fd.clone()),
             Place::Below(parent, name) => (parent, name),
+            Place::Gone => return Err(Errno::STALE),
         };
         let fd = file::open_dir(parent.fd()?, name)?;
         let st = file::stat_fd(&fd)?;
@@ -118,7 +142,7 @@ impl Dir {
     pub fn xattr_whiteouts(&self) -> Result<bool> {
         match self.xattr_whiteouts.load(Ordering::Acquire) {
             UNKNOWN => {
-                let found = marks::read(self.fd()?)?.xattr_whiteouts;
+                let found = marks::has_xattr_whiteouts(self.fd()?)?;
                 let answer = if found { YES } else { NO };
                 // A mark set meanwhile wins.
                 let set = self.xattr_whiteouts.compare_exchange(
@@ -154,11 +178,15 @@ impl Dir {
 
     /// The names from the layer's root to this directory.
     pub fn path(&self) -> Vec<Box<OsStr>> {
+        let step = |dir: &Self| match &*dir.place.read() {
+            Place::Below(parent, name) => Some((parent.clone(), name.clone())),
+            Place::Root(_) | Place::Gone => None,
+        };
         let mut names = Vec::new();
-        let mut place = self.place.read().clone();
-        while let Place::Below(parent, name) = place {
+        let mut next = step(self);
+        while let Some((parent, name)) = next {
             names.push(name);
-            place = parent.place.read().clone();
+            next = step(&parent);
         }
         names.reverse();
         names
@@ -168,5 +196,51 @@ impl Dir {
 impl Drop for Dir {
     fn drop(&mut self) {
         self.cache.remove(self.key);
+        // Parents one after the other, not one inside the other: trees may be deep.
+        let mut place = std::mem::replace(self.place.get_mut(), Place::Gone);
+        while let Place::Below(parent, _) = place {
+            match Arc::into_inner(parent) {
+                Some(mut dir) => place = std::mem::replace(dir.place.get_mut(), Place::Gone),
+                None => break,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deep_trees_need_no_deep_stack() {
+        const DEPTH: usize = 3000;
+        let tmp = tempfile::tempdir().unwrap();
+        let root = file::open_dir(rustix::fs::CWD, tmp.path().as_os_str()).unwrap();
+        let cache = Arc::new(FdCache::new(64));
+        let mut dir = Dir::root(0, root, &cache).unwrap();
+        for _ in 0..DEPTH {
+            let fd = dir.fd().unwrap();
+            file::mkdir(&fd, OsStr::new("d"), 0o700).unwrap();
+            let st = file::stat_at(&fd, OsStr::new("d")).unwrap();
+            dir = Dir::below(&dir, OsStr::new("d"), &st);
+        }
+        // Only the deepest ones are still open now.
+        std::thread::Builder::new()
+            .stack_size(128 << 10)
+            .spawn(move || {
+                let cold = Dir::below(&dir, OsStr::new("x"), &file::stat_fd(dir.fd().unwrap()).unwrap());
+                assert_eq!(cold.path().len(), DEPTH + 1);
+                drop(cold);
+                while !cache.is_empty() {
+                    for key in 0..DEPTH as u64 + 10 {
+                        cache.remove(key);
+                    }
+                }
+                dir.fd().unwrap();
+                drop(dir);
+            })
+            .unwrap()
+            .join()
+            .unwrap();
     }
 }

@@ -26,11 +26,12 @@ pub struct Marks {
 
 const NAMESPACES: [Namespace; 2] = [Namespace::Trusted, Namespace::User];
 
-/// Reads the marks of the directory behind `fd`, in every namespace that a peer may have used.
+/// Reads the marks of the directory behind `fd`, in every namespace that a peer may have used; redirects
+/// in the mount's `own` alone (see [`is_metacopy`]).
 ///
 /// # Errors
 /// EIO for a redirect that could lead out of the layer or is otherwise malformed.
-pub fn read(fd: impl AsFd) -> Result<Marks> {
+pub fn read(fd: impl AsFd, own: Namespace) -> Result<Marks> {
     let target = Target::fd(&fd);
     let mut marks = Marks::default();
     // Most directories have no attribute at all: one call tells.
@@ -42,7 +43,7 @@ pub fn read(fd: impl AsFd) -> Result<Marks> {
                     Some(b"x") => marks.xattr_whiteouts = true,
                     _ => {}
                 }
-            } else if name == Mark::Redirect.name(ns) {
+            } else if ns == own && name == Mark::Redirect.name(ns) {
                 if let Some(value) = xattr::get_opt(target, &name)? {
                     marks.redirect = Some(Redirect::decode(&value).ok_or(Errno::IO)?);
                 }
@@ -57,6 +58,17 @@ pub fn read(fd: impl AsFd) -> Result<Marks> {
         }
     }
     Ok(marks)
+}
+
+/// Whether the directory behind `fd` may hold whiteouts in xattr form.
+pub fn has_xattr_whiteouts(fd: impl AsFd) -> Result<bool> {
+    // Which namespace redirects count in makes no difference here.
+    Ok(read(fd, Namespace::Trusted)?.xattr_whiteouts)
+}
+
+/// Whether the layer with this root says that no name in it is a whiteout by its spelling.
+pub fn has_plain_names(root: impl AsFd) -> Result<bool> {
+    Ok(read(root, Namespace::Trusted)?.plain_names)
 }
 
 /// Whether a directory of a lower layer holds the opaque whiteout of the AUFS and OCI form.
@@ -91,16 +103,19 @@ pub fn of_entry(dir: impl AsFd, name: &OsStr, mark: Mark, own: Namespace) -> Res
 }
 
 /// Whether the regular file `name` in `dir` has only attributes, and its data elsewhere.
-pub fn is_metacopy(dir: impl AsFd, name: &OsStr) -> Result<bool> {
-    Ok(in_any_namespace(dir, name, Mark::Metacopy)?.is_some())
+///
+/// `own`: the namespace of this mount. Marks that lead to other places count in no other: `user.` ones are
+/// set by any owner of a file, and must not lead a privileged mount anywhere (overlayfs.rst, "User xattr").
+pub fn is_metacopy(dir: impl AsFd, name: &OsStr, own: Namespace) -> Result<bool> {
+    Ok(of_entry(dir, name, Mark::Metacopy, own)?.is_some())
 }
 
 /// Where lower layers keep the file `name` in `dir`, if its marks say so.
 ///
 /// # Errors
 /// EIO for a malformed mark.
-pub fn file_redirect(dir: impl AsFd, name: &OsStr) -> Result<Option<Redirect>> {
-    let value = in_any_namespace(dir, name, Mark::Redirect)?;
+pub fn file_redirect(dir: impl AsFd, name: &OsStr, own: Namespace) -> Result<Option<Redirect>> {
+    let value = of_entry(dir, name, Mark::Redirect, own)?;
     value.map(|v| Redirect::decode(&v).ok_or(Errno::IO)).transpose()
 }
 

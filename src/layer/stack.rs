@@ -4,13 +4,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::error::{Errno, Result};
+use crate::format::names::Namespace;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
 use crate::layer::marks;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
-use crate::sys::mount;
+use crate::sys::{cred, mount};
 
 /// The upper's place in a writable stack.
 pub const UPPER: LayerId = 0;
@@ -58,6 +59,7 @@ pub struct Stack {
     work: Option<WorkDir>,
     init_work: Option<WorkDir>,
     identity: Identity,
+    namespace: Namespace,
     volatile: bool,
 }
 
@@ -84,7 +86,7 @@ impl Stack {
             let root = Dir::root(id, fd, &cache)?;
             identity.add(root.id().0, root.fd()?.as_fd());
             // Unpacked image layers and those of AUFS; what we wrote ourselves says that it is not one.
-            let wh_names = role == Role::Lower && !marks::read(root.fd()?)?.plain_names;
+            let wh_names = role == Role::Lower && !marks::has_plain_names(root.fd()?)?;
             layers.push(Layer { role, root, wh_names });
             Ok(())
         };
@@ -110,7 +112,25 @@ impl Stack {
             (Some(dir), Some(_)) => Some(WorkDir::open(dir, &cache, userxattr)?),
             _ => None,
         };
-        Ok(Self { layers, data, work, init_work, identity, volatile })
+        let namespace = match (&work, userxattr) {
+            (Some(work), _) => work.abilities().namespace,
+            (None, Some(user)) => {
+                if user {
+                    Namespace::User
+                } else {
+                    Namespace::Trusted
+                }
+            }
+            // Only an administrator sees trusted ones.
+            (None, None) => {
+                if cred::is_admin() {
+                    Namespace::Trusted
+                } else {
+                    Namespace::User
+                }
+            }
+        };
+        Ok(Self { layers, data, work, init_work, identity, namespace, volatile })
     }
 
     /// The number of layers.
@@ -188,6 +208,11 @@ impl Stack {
     /// Inode numbers of the union.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The namespace of the mount's private xattrs.
+    pub fn namespace(&self) -> Namespace {
+        self.namespace
     }
 
     /// Whether syncs are skipped.

@@ -208,7 +208,11 @@ fn clean(work: &Writable) -> Result<()> {
         names.push(name.to_owned());
         Ok(())
     })?;
-    names.iter().try_for_each(|name| remove_tree(&fd, name))
+    // Only what has a name as we and the kernel's overlayfs give: the directory is the user's.
+    names
+        .iter()
+        .filter(|n| n.as_encoded_bytes().starts_with(b"#"))
+        .try_for_each(|name| remove_tree(&fd, name))
 }
 
 fn temp_name(next: &AtomicU64) -> OsString {
@@ -258,28 +262,25 @@ fn remove_tree(dir: impl AsFd, name: &OsStr) -> Result<()> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         other => return other,
     }
-    let mut open = vec![(dir.as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE)?, name.to_owned())];
-    while let Some((parent, name)) = open.last() {
-        match file::rmdir(parent, name) {
+    let top = dir.as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    let mut left = vec![(Arc::new(top), name.to_owned())];
+    while let Some((parent, name)) = left.last().cloned() {
+        match file::rmdir(&*parent, &name) {
             Ok(()) => {
-                open.pop();
+                left.pop();
                 continue;
             }
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             Err(e) => return Err(e),
         }
-        let fd = file::open_dir(parent, name)?;
-        let mut subdir = None;
-        file::list(&fd, |entry, _, _| match file::unlink(&fd, entry) {
+        let fd = Arc::new(file::open_dir(&*parent, &name)?);
+        file::list(&*fd, |entry, _, _| match file::unlink(&*fd, entry) {
             Err(Errno::ISDIR | Errno::PERM) => {
-                subdir = Some(entry.to_owned());
+                left.push((fd.clone(), entry.to_owned()));
                 Ok(())
             }
             other => other,
         })?;
-        if let Some(subdir) = subdir {
-            open.push((fd, subdir));
-        }
     }
     Ok(())
 }

@@ -5,13 +5,14 @@
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{FileType, RenameFlags};
 
 use crate::error::{Errno, Result};
 use crate::format::names::Mark;
 use crate::format::nlink::{Base, NlinkDiff};
 use crate::format::origin::Origin;
 use crate::layer::dir::Dir;
+use crate::layer::marks;
 use crate::layer::stack::{Stack, UPPER};
 use crate::sys::cred::Caller;
 use crate::sys::file::{self, Stat};
@@ -60,6 +61,14 @@ fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
         // Counted from the lower inode, which is not at hand: all names but the index entry.
         Some(NlinkDiff { base: Base::Lower, .. }) | None => -1,
     })
+}
+
+/// Whether a copy in the index has only attributes (metacopy).
+pub fn lacks_data(stack: &Stack, entry: &Indexed, copy: &Stat) -> Result<bool> {
+    if copy.kind() != FileType::RegularFile || copy.size == 0 {
+        return Ok(false);
+    }
+    marks::is_metacopy(stack.work(UPPER)?.index().fd()?, &entry.name, stack.namespace())
 }
 
 /// Records how far the number of names in the union is from the upper inode's.

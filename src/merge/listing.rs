@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::sync::Arc;
 
 use rustix::fs::FileType;
 
@@ -11,6 +10,7 @@ use crate::format::names;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::stack::{Role, Stack};
 use crate::merge::lookup::is_whiteout;
+use crate::merge::lowers::{Lowers, Parts};
 use crate::sys::file;
 
 /// An entry of a listing.
@@ -30,11 +30,14 @@ pub struct Entry {
 ///
 /// # Errors
 /// Those of reading the layers.
-pub fn list(stack: &Stack, parts: &[Arc<Dir>]) -> Result<Vec<Entry>> {
+pub fn list(stack: &Stack, parts: &Parts) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut seen: HashSet<Box<OsStr>> = HashSet::new();
-    for (i, dir) in parts.iter().enumerate() {
-        let last = i + 1 == parts.len();
+    let dirs = parts.dirs();
+    let known = parts.lowers().map_or(0, Lowers::parts);
+    let (asked, lower) = dirs.split_at(dirs.len().saturating_sub(known));
+    for (i, dir) in asked.iter().enumerate() {
+        let last = i + 1 == dirs.len();
         let upper = stack.role(dir.layer()) == Role::Upper;
         let dev = dir.id().0;
         let wh_names = stack.has_wh_names(dir.layer());
@@ -58,18 +61,25 @@ pub fn list(stack: &Stack, parts: &[Arc<Dir>]) -> Result<Vec<Entry>> {
             }
             // The number of an upper directory is that of a part below, if there is one; that of an
             // upper file is its origin's.
-            let indirect = upper && if kind == FileType::Directory { !last } else { dir.impure() };
+            let indirect = upper && (dir.impure() || (kind == FileType::Directory && !last));
             let ino = (!indirect).then(|| stack.identity().compose(dev, ino));
             entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
             Ok(())
         })?;
         seen.extend(hidden);
     }
+    for (name, row) in parts.lowers().into_iter().flat_map(Lowers::tops) {
+        let (Some(kind), Some(dir)) = (row.kind, lower.get(usize::from(row.part))) else { continue };
+        if !seen.contains(name) {
+            let ino = Some(stack.identity().compose(dir.id().0, row.ino));
+            entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
+        }
+    }
     Ok(entries)
 }
 
 /// The type of an entry; `None` for a whiteout and for what vanished meanwhile.
-fn visible(dir: &Dir, name: &OsStr, kind: FileType) -> Result<Option<FileType>> {
+pub(super) fn visible(dir: &Dir, name: &OsStr, kind: FileType) -> Result<Option<FileType>> {
     let suspicious = match kind {
         FileType::CharacterDevice | FileType::Unknown => true,
         FileType::RegularFile => dir.xattr_whiteouts()?,
@@ -87,6 +97,6 @@ fn visible(dir: &Dir, name: &OsStr, kind: FileType) -> Result<Option<FileType>> 
 }
 
 /// Whether the directory made of `parts` has no entry.
-pub fn is_empty(stack: &Stack, parts: &[Arc<Dir>]) -> Result<bool> {
+pub fn is_empty(stack: &Stack, parts: &Parts) -> Result<bool> {
     list(stack, parts).map(|entries| entries.is_empty())
 }

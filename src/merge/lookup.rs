@@ -11,6 +11,7 @@ use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::marks;
 use crate::layer::stack::{Role, Stack};
+use crate::merge::lowers::{Lowers, Parts, Row};
 use crate::sys::file::{self, Stat};
 
 /// How many absolute redirects one lookup follows: more than any stack made by renames has, few
@@ -68,6 +69,18 @@ pub struct Data {
     pub blocks: u64,
 }
 
+impl Data {
+    /// The data of a file that has it itself, or of what that one refers to.
+    pub fn of(other: &Other) -> Self {
+        other.data.clone().unwrap_or_else(|| Self {
+            dir: other.dir.clone(),
+            name: other.name.clone(),
+            id: (other.stat.dev, other.stat.ino),
+            blocks: other.stat.blocks,
+        })
+    }
+}
+
 /// Completes a regular file that has only attributes by where its data is (overlayfs.rst, "Metadata only
 /// copy up" and "Data-only lower layers").
 ///
@@ -79,14 +92,14 @@ fn with_data(stack: &Stack, mut other: Other, below: &[Arc<Dir>], budget: &mut u
         && other.stat.size > 0
         && (!stack.is_bottom(layer) || stack.has_data_only())
         && (other.dir.impure() || (stack.has_data_only() && stack.role(layer) == Role::Lower));
-    if !may_lack || !marks::is_metacopy(other.dir.fd()?, &other.name)? {
+    if !may_lack || !marks::is_metacopy(other.dir.fd()?, &other.name, stack.namespace())? {
         return Ok(other);
     }
     *budget = budget.checked_sub(1).ok_or(Errno::LOOP)?;
-    let redirect = marks::file_redirect(other.dir.fd()?, &other.name)?;
+    let redirect = marks::file_redirect(other.dir.fd()?, &other.name, stack.namespace())?;
     let found = match &redirect {
-        None => lookup_bounded(stack, below, &other.name, budget)?,
-        Some(Redirect::Sibling(name)) => lookup_bounded(stack, below, name, budget)?,
+        None => lookup_bounded(stack, below, None, &other.name, budget)?,
+        Some(Redirect::Sibling(name)) => lookup_bounded(stack, below, None, name, budget)?,
         Some(Redirect::Absolute(path)) => {
             let roots: Vec<Arc<Dir>> = stack.roots().filter(|r| r.layer() > layer).cloned().collect();
             let found = walk(stack, roots, path, budget)?;
@@ -97,13 +110,7 @@ fn with_data(stack: &Stack, mut other: Other, below: &[Arc<Dir>], budget: &mut u
     if found.stat.kind() != FileType::RegularFile {
         return Err(Errno::IO);
     }
-    let data = found.data.unwrap_or_else(|| Data {
-        dir: found.dir,
-        name: found.name,
-        id: (found.stat.dev, found.stat.ino),
-        blocks: found.stat.blocks,
-    });
-    other.data = Some(data);
+    other.data = Some(Data::of(&found));
     Ok(other)
 }
 
@@ -111,12 +118,12 @@ fn with_data(stack: &Stack, mut other: Other, below: &[Arc<Dir>], budget: &mut u
 fn walk(stack: &Stack, mut parts: Vec<Arc<Dir>>, path: &[OsString], budget: &mut u32) -> Result<Found> {
     let Some((last, ancestors)) = path.split_last() else { return Err(Errno::IO) };
     for ancestor in ancestors {
-        parts = match lookup_bounded(stack, &parts, ancestor, budget)? {
+        parts = match lookup_bounded(stack, &parts, None, ancestor, budget)? {
             Found::Dir(dir) => dir.parts,
             _ => return Ok(Found::Nothing { whiteout: None }),
         };
     }
-    lookup_bounded(stack, &parts, last, budget)
+    lookup_bounded(stack, &parts, None, last, budget)
 }
 
 /// Looks a path up in the data-only layers, one after the other: they are not merged.
@@ -157,24 +164,80 @@ pub fn is_whiteout(dir: &Dir, name: &OsStr, stat: &Stat) -> Result<bool> {
     }
 }
 
-/// Looks `name` up in a merged directory made of `parts`, topmost first.
+/// Looks `name` up in a merged directory.
 ///
 /// # Errors
 /// Those of the layers (EIO, ENAMETOOLONG...); EIO for a malformed redirect, ELOOP for too many.
-pub fn lookup(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr) -> Result<Found> {
-    lookup_bounded(stack, parts, name, &mut MAX_REDIRECTS.clone())
+pub fn lookup(stack: &Stack, parts: &Parts, name: &OsStr) -> Result<Found> {
+    lookup_bounded(stack, parts.dirs(), parts.lowers(), name, &mut MAX_REDIRECTS.clone())
 }
 
-fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut u32) -> Result<Found> {
+/// The places where a name may be, topmost first.
+struct Places<'a> {
+    dirs: &'a [Arc<Dir>],
+    /// The next one to ask; those that `rows` covers are not asked one by one.
+    next: usize,
+    covered: usize,
+    rows: Option<&'a [Row]>,
+}
+
+impl<'a> Places<'a> {
+    fn new(dirs: &'a [Arc<Dir>], lowers: Option<&'a Lowers>, name: &OsStr) -> Self {
+        let covered = dirs.len() - lowers.map_or(0, Lowers::parts).min(dirs.len());
+        Self { dirs, next: 0, covered, rows: lowers.map(|l| l.rows(name)) }
+    }
+
+    /// From now on another name: what is known of the lowers says nothing of it.
+    fn change_name(&mut self) {
+        self.rows = None;
+    }
+
+    /// All directories below the last one given.
+    fn below(&self) -> &'a [Arc<Dir>] {
+        &self.dirs[self.next.min(self.dirs.len())..]
+    }
+}
+
+impl<'a> Iterator for Places<'a> {
+    /// A directory, and whether it is known to hold a whiteout of the name.
+    type Item = (&'a Arc<Dir>, bool);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut whiteout = false;
+        if let Some(rows) = self.rows
+            && self.next >= self.covered
+        {
+            let (row, rest) = rows.split_first()?;
+            self.rows = Some(rest);
+            self.next = self.covered + usize::from(row.part);
+            whiteout = row.kind.is_none();
+        }
+        let dir = self.dirs.get(self.next)?;
+        self.next += 1;
+        Some((dir, whiteout))
+    }
+}
+
+fn lookup_bounded(
+    stack: &Stack,
+    dirs: &[Arc<Dir>],
+    lowers: Option<&Lowers>,
+    name: &OsStr,
+    budget: &mut u32,
+) -> Result<Found> {
     let mut found: Option<DirFound> = None;
     // A redirect changes the name, or name and directories, for the layers below it.
     let mut name = std::borrow::Cow::Borrowed(name);
     let mut elsewhere: Vec<Arc<Dir>>;
-    let mut parts = parts;
-    let mut at = 0;
-    while let Some(dir) = parts.get(at) {
-        at += 1;
+    let mut places = Places::new(dirs, lowers, &name);
+    while let Some((dir, whiteout)) = places.next() {
         let layer = dir.layer();
+        if whiteout {
+            if found.is_some() {
+                break;
+            }
+            return Ok(Found::Nothing { whiteout: Some(layer) });
+        }
         // The last layer hides nothing.
         let hides = !stack.is_bottom(layer);
         let wh_names = stack.has_wh_names(layer);
@@ -201,12 +264,18 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
                 return Ok(Found::Nothing { whiteout: Some(layer) });
             }
             let other = Other { dir: dir.clone(), name: Arc::from(&*name), stat: st, data: None };
-            return with_data(stack, other, &parts[at..], budget).map(Found::Other);
+            return with_data(stack, other, places.below(), budget).map(Found::Other);
         }
         let part = Dir::below(dir, &name, &st);
-        let layer = dir.layer();
         // The last layer's marks say nothing.
-        let marks = if stack.is_bottom(layer) { marks::Marks::default() } else { marks::read(part.fd()?)? };
+        let mut marks =
+            if hides { marks::read(part.fd()?, stack.namespace())? } else { marks::Marks::default() };
+        if marks.impure {
+            part.note_impure();
+        }
+        // A layer with both the directory and its whiteout has replaced what is below.
+        marks.opaque |=
+            wh_names && hides && (marks::has_wh_opaque(part.fd()?)? || marks::has_wh(dir.fd()?, &name)?);
         match &mut found {
             None => {
                 found = Some(DirFound { parts: vec![part], stat: st, redirect: marks.redirect.clone() });
@@ -218,7 +287,10 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
         }
         match marks.redirect {
             None => {}
-            Some(Redirect::Sibling(other)) => name = other.into(),
+            Some(Redirect::Sibling(other)) => {
+                name = other.into();
+                places.change_name();
+            }
             Some(Redirect::Absolute(path)) => {
                 *budget = budget.checked_sub(1).ok_or(Errno::LOOP)?;
                 let Some((last, ancestors)) = path.split_last() else { return Err(Errno::IO) };
@@ -230,8 +302,7 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
                     };
                 }
                 name = last.clone().into();
-                parts = &elsewhere;
-                at = 0;
+                places = Places::new(&elsewhere, None, &name);
             }
         }
     }
@@ -243,16 +314,19 @@ fn lookup_bounded(stack: &Stack, parts: &[Arc<Dir>], name: &OsStr, budget: &mut 
 
 /// Whether layers below `layer` show anything under `name` of the directory made of `parts`: what a
 /// removal in `layer` would uncover.
-pub fn hidden_below(stack: &Stack, parts: &[Arc<Dir>], layer: LayerId, name: &OsStr) -> Result<bool> {
-    let from = parts.iter().position(|p| p.layer() > layer).unwrap_or(parts.len());
-    Ok(lookup(stack, &parts[from..], name)?.is_some())
+pub fn hidden_below(stack: &Stack, parts: &Parts, layer: LayerId, name: &OsStr) -> Result<bool> {
+    let dirs = parts.dirs();
+    let from = dirs.iter().position(|p| p.layer() > layer).unwrap_or(dirs.len());
+    // Only writable layers are asked about, so all lowers are below.
+    let found = lookup_bounded(stack, &dirs[from..], parts.lowers(), name, &mut MAX_REDIRECTS.clone())?;
+    Ok(found.is_some())
 }
 
 /// The root directory's parts: those of all layers, down to the first that is opaque.
 pub fn root(stack: &Stack) -> Result<DirFound> {
     let mut found: Option<DirFound> = None;
     for root in stack.roots() {
-        let mut marks = marks::read(root.fd()?)?;
+        let mut marks = marks::read(root.fd()?, stack.namespace())?;
         marks.opaque |= stack.has_wh_names(root.layer()) && marks::has_wh_opaque(root.fd()?)?;
         if marks.impure {
             root.note_impure();

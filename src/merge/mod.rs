@@ -5,4 +5,5 @@ pub mod attr;
 pub mod index;
 pub mod listing;
 pub mod lookup;
+pub mod lowers;
 pub mod number;

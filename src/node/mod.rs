@@ -7,7 +7,8 @@
 //!    renamed or replaced directory before that directory). Held across the system calls that
 //!    change a directory.
 //! 3. [`Node::io`] of a file. Held while a file is opened.
-//! 4. The state inside a node: held for moments, never across a system call.
+//! 4. [`Node::counting`] of a hardlink. Held while its recorded number of names changes.
+//! 5. The state inside a node: held for moments, never across a system call.
 
 pub mod files;
 pub mod io;

@@ -14,6 +14,7 @@ use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
 use crate::merge::index::Indexed;
 use crate::merge::lookup::Data;
+use crate::merge::lowers::Parts;
 use crate::node::io::Io;
 use crate::node::table::Table;
 use crate::sys::file::{self, Stat};
@@ -44,7 +45,7 @@ pub struct State {
     /// Device and inode number of the real object (of a directory's topmost part).
     pub id: (u64, u64),
     /// A directory's parts, topmost first.
-    pub parts: Vec<Arc<Dir>>,
+    pub parts: Parts,
     /// A directory in the upper: where lower layers keep the rest of it.
     pub redirect: Option<Redirect>,
     /// A copied-up hardlink.
@@ -70,6 +71,8 @@ pub struct Node {
     pub copying: Mutex<()>,
     /// A directory: held for reading to look names up and list them, for writing to change them.
     pub names: RwLock<()>,
+    /// Held while the recorded number of a hardlink's names changes.
+    pub counting: Mutex<()>,
     layer: AtomicU16,
     content: AtomicU16,
     state: RwLock<State>,
@@ -90,6 +93,7 @@ impl Node {
             kind,
             copying: Mutex::new(()),
             names: RwLock::new(()),
+            counting: Mutex::new(()),
             layer: AtomicU16::new(layer),
             content: AtomicU16::new(content),
             state: RwLock::new(state),
@@ -141,7 +145,7 @@ impl Node {
     ///
     /// # Errors
     /// ENOENT once it was removed, ENOTDIR for other objects.
-    pub fn parts(&self) -> Result<Vec<Arc<Dir>>> {
+    pub fn parts(&self) -> Result<Parts> {
         if !self.is_dir() {
             return Err(Errno::NOTDIR);
         }
@@ -150,7 +154,7 @@ impl Node {
 
     /// A directory's part in `layer`, if it has one.
     pub fn part(&self, layer: LayerId) -> Option<Arc<Dir>> {
-        self.with(|s| s.parts.iter().find(|p| p.layer() == layer).cloned())
+        self.with(|s| s.parts.dirs().iter().find(|p| p.layer() == layer).cloned())
     }
 
     /// A name of the object, if one is known and left.
@@ -243,14 +247,21 @@ impl Node {
             return Ok(self.in_union(file::stat_fd(&*pinned)?));
         }
         if self.is_dir() {
-            let part = self.with(|s| s.parts.first().cloned()).ok_or(Errno::NOENT)?;
+            let part = self.with(|s| s.parts.dirs().first().cloned()).ok_or(Errno::NOENT)?;
             return Ok(self.in_union(file::stat_fd(part.fd()?)?));
         }
-        let st = self.by_name(index, |dir, name| {
+        self.stat_raw(index).map(|st| self.in_union(st))
+    }
+
+    /// Attributes of the real object, not a directory, as they are in its layer.
+    ///
+    /// # Errors
+    /// As for [`Self::stat`].
+    pub fn stat_raw(&self, index: Option<&Arc<Dir>>) -> Result<Stat> {
+        self.by_name(index, |dir, name| {
             let st = if name.is_empty() { file::stat_fd(dir)? } else { file::stat_at(dir, name)? };
             Ok((st, st))
-        })?;
-        Ok(self.in_union(st))
+        })
     }
 
     /// The attributes of the real object with its number of names in the union.
@@ -258,7 +269,7 @@ impl Node {
         self.with(|s| {
             if s.hidden || (self.is_dir() && s.pinned.is_some()) {
                 st.nlink = 0;
-            } else if s.parts.len() > 1 {
+            } else if s.parts.dirs().len() > 1 {
                 // As the kernel's overlayfs: counting subdirectories would take a listing.
                 st.nlink = 1;
             } else if let Some(indexed) = &s.indexed {
@@ -282,7 +293,7 @@ impl Node {
             return Ok(pinned);
         }
         if self.is_dir() {
-            return self.with(|s| s.parts.first().cloned()).ok_or(Errno::NOENT)?.fd();
+            return self.with(|s| s.parts.dirs().first().cloned()).ok_or(Errno::NOENT)?.fd();
         }
         self.by_name(index, |dir, name| {
             let fd = if name.is_empty() {

@@ -77,8 +77,12 @@ fn copy_by_hand(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<
             Err(Errno::INTR) => continue,
             Err(e) => return Err(e),
         };
-        if write_some_at(&to, &buf[..got], pos)? < got {
-            return Err(Errno::NOSPC);
+        let mut done = 0;
+        while done < got {
+            done += match write_some_at(&to, &buf[done..got], pos + done as u64)? {
+                0 => return Err(Errno::NOSPC),
+                n => n,
+            };
         }
         pos += got as u64;
     }

@@ -216,10 +216,11 @@ pub fn chmod_fd(fd: impl AsFd, mode: u32) -> Result<()> {
     rustix::fs::chmod(super::proc_path(fd.as_fd(), None), Mode::from_raw_mode(mode & 0o7777))
 }
 
-/// Clears the set-ID bits that a change of content clears; gives whether there were any.
-pub fn clear_setid(fd: impl AsFd) -> Result<bool> {
+/// Clears the set-ID bits that a change of content clears, unless the one who makes it `keeps` them; gives
+/// whether there were any.
+pub fn clear_setid(fd: impl AsFd, keeps: impl FnOnce() -> bool) -> Result<bool> {
     let st = stat_fd(&fd)?;
-    if st.kind() != FileType::RegularFile || !st.has_setid() {
+    if st.kind() != FileType::RegularFile || !st.has_setid() || keeps() {
         return Ok(false);
     }
     let sgid = if st.mode & 0o010 != 0 { 0o2000 } else { 0 };

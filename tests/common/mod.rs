@@ -19,8 +19,11 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
+};
 use tempfile::TempDir;
 
 /// Leaves the test, saying why, where mounting is not possible.
@@ -203,8 +206,9 @@ impl Union {
         self
     }
 
-    /// Unmounts.
+    /// Unmounts, and waits until the process that served the mount is gone.
     pub fn unmount(&mut self) {
+        let (daemon, line) = (daemon_of(&self.mnt()), mount_line(&self.mnt()));
         // A process that another test has just forked holds our open files until its exec.
         let mut result = Ok(());
         wait_for(Duration::from_secs(3), || {
@@ -212,6 +216,16 @@ impl Union {
             result != Err(Errno::BUSY)
         });
         result.unwrap();
+        if let Some(pid) = daemon {
+            // How soon is for tests/mounting.rs. A process that has made a mount namespace of its own in
+            // the meantime (a build in a container on the same machine) holds a copy of the mount.
+            let alive = || Path::new("/proc").join(pid.to_string()).join("root").exists();
+            if !wait_for(Duration::from_secs(3), || !alive()) {
+                let _ = writeln!(std::io::stderr(), "another mount namespace holds {}", self.mnt().display());
+                line.iter().for_each(|l| abort(l));
+            }
+            assert!(wait_for(Duration::from_secs(10), || !alive()), "the daemon stays after the unmount");
+        }
     }
 
     /// Unmounts and mounts.
@@ -261,17 +275,30 @@ impl Watchdog {
 fn tear_down(dir: &Path) {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for line in table.lines().rev() {
-        let mut fields = line.split_ascii_whitespace().skip(2);
-        let (Some(device), _, Some(at)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        if !Path::new(at).starts_with(dir) {
+        let Some(at) = line.split_ascii_whitespace().nth(4).filter(|at| Path::new(at).starts_with(dir))
+        else {
             continue;
-        }
+        };
         let _ = rustix::mount::unmount(at, UnmountFlags::DETACH);
-        let minor = device.split_once(':').map_or("", |(_, minor)| minor);
-        let abort = Path::new("/sys/fs/fuse/connections").join(minor).join("abort");
-        if line.contains(" - fuse") && abort.exists() {
-            let _ = std::fs::write(abort, "1");
-        }
+        abort(line);
+    }
+}
+
+/// Ends the connection of a FUSE mount, given as a line of /proc/self/mountinfo. By a private mount of the
+/// control filesystem, which may not be mounted at its place.
+fn abort(line: &str) {
+    let minor = line.split_ascii_whitespace().nth(2).and_then(|d| d.split_once(':')).map_or("", |(_, m)| m);
+    let end = || {
+        let control = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(&control)?;
+        let control = fsmount(&control, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let abort = rustix::fs::openat(&control, format!("{minor}/abort"), OFlags::WRONLY, Mode::empty())?;
+        rustix::io::write(abort, b"1")
+    };
+    if line.contains(" - fuse")
+        && let Err(e) = end()
+    {
+        let _ = writeln!(std::io::stderr(), "cannot end the connection {minor}: {e}");
     }
 }
 

@@ -11,15 +11,16 @@ use super::Union;
 
 /// Mounts the layers of `union` at its mount point by overlayfs; an init layer becomes the topmost lower.
 pub fn mount(union: &Union, options: &[(&str, &str)]) {
-    mount_at(union, options, &union.mnt());
+    let init = union.init.then(|| union.init(""));
+    let lowers: Vec<_> = init.into_iter().chain((0..union.lowers).map(|i| union.lower(i, ""))).collect();
+    mount_lowers(&lowers, union, options);
 }
 
-/// The same at another place.
-pub fn mount_at(union: &Union, options: &[(&str, &str)], at: &Path) {
+/// The same with other lowers.
+pub fn mount_lowers(lowers: &[impl AsRef<Path>], union: &Union, options: &[(&str, &str)]) {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
-    let init = union.init.then(|| union.init(""));
-    for lower in init.into_iter().chain((0..union.lowers).map(|i| union.lower(i, ""))) {
-        fsconfig_set_string(&fs, "lowerdir+", &lower).unwrap();
+    for lower in lowers {
+        fsconfig_set_string(&fs, "lowerdir+", lower.as_ref()).unwrap();
     }
     if !union.read_only {
         fsconfig_set_string(&fs, "upperdir", union.upper("")).unwrap();
@@ -30,5 +31,5 @@ pub fn mount_at(union: &Union, options: &[(&str, &str)], at: &Path) {
     }
     fsconfig_create(&fs).unwrap();
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
-    move_mount(&mount, "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
+    move_mount(&mount, "", rustix::fs::CWD, union.mnt(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
 }

@@ -7,14 +7,17 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod flat;
 mod layers;
 mod ops;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::{Union, tree};
-use ops::{Handles, Op};
+use ops::{Handles, Listing, Op};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
@@ -62,12 +65,27 @@ fn agrees_with_a_plain_directory() {
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let strategy = case(number("UNIONFS_DIFF_OPS", 120) as usize);
     match runner.run(&strategy, |case| run(&case).map_err(TestCaseError::fail)) {
-        Ok(()) => {}
+        Ok(()) => println!("{}", tally(None)),
         Err(TestError::Fail(reason, case)) => {
             panic!("seed {seed}: {reason}\nshrunk to {case:#?}");
         }
         Err(TestError::Abort(reason)) => panic!("seed {seed}: {reason}"),
     }
+}
+
+/// Counts operations by kind, all and successful, so that one can see whether the cases do anything.
+fn tally(count: Option<(&Op, bool)>) -> String {
+    static TALLY: Mutex<BTreeMap<String, (u32, u32)>> = Mutex::new(BTreeMap::new());
+    let mut tally = TALLY.lock().unwrap();
+    if let Some((op, done)) = count {
+        let name = format!("{op:?}").chars().take_while(|c| c.is_alphanumeric()).collect();
+        let entry = tally.entry(name).or_default();
+        entry.0 += 1;
+        entry.1 += u32::from(done);
+        return String::new();
+    }
+    let all: u32 = tally.values().map(|t| t.0).sum();
+    tally.iter().fold(format!("{all} operations"), |s, (name, t)| s + &format!(", {name} {}/{}", t.1, t.0))
 }
 
 struct Pair {
@@ -77,7 +95,13 @@ struct Pair {
     begin: i64,
 }
 
+/// Runs a case. The error tells what was done, with the paths.
 fn run(case: &Case) -> Result<(), String> {
+    let mut done = Vec::new();
+    attempt(case, &mut done).map_err(|e| format!("{e}\nafter\n  {}", done.join("\n  ")))
+}
+
+fn attempt(case: &Case, log: &mut Vec<String>) -> Result<(), String> {
     let lowers = case.layers.len() - usize::from(case.init);
     let mut union = Union::new(lowers);
     if case.init {
@@ -90,7 +114,7 @@ fn run(case: &Case) -> Result<(), String> {
         layers::build(path, entries, !(case.init && i == 0));
     }
     let flat = union.dir().join("flat");
-    layers::flatten(&paths, &flat);
+    flat::flatten(&paths, &flat);
     union.mount();
     let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     let mut pair = Pair { union, flat, begin };
@@ -100,10 +124,13 @@ fn run(case: &Case) -> Result<(), String> {
         match op {
             Op::Remount => {
                 handles = Default::default();
+                log.push("remount".into());
                 pair.union.remount();
             }
             Op::Check => pair.compare(&format!("before operation {i}"))?,
-            op => pair.step(case, op, &mut handles).map_err(|e| format!("operation {i}, {op:?}: {e}"))?,
+            op => {
+                pair.step(case, op, &mut handles, log).map_err(|e| format!("operation {i}, {op:?}: {e}"))?
+            }
         }
     }
     pair.compare("at the end")?;
@@ -116,12 +143,22 @@ fn run(case: &Case) -> Result<(), String> {
 
 impl Pair {
     /// Does one operation on both sides.
-    fn step(&self, case: &Case, op: &Op, handles: &mut (Handles, Handles)) -> Result<(), String> {
-        let here = ops::apply(op, &self.union.mnt(), &mut handles.0, self.begin);
-        if here == Err(rustix::io::Errno::XDEV) && may_cross(case, op, &self.flat) {
+    fn step(
+        &self,
+        case: &Case,
+        op: &Op,
+        handles: &mut (Handles, Handles),
+        log: &mut Vec<String>,
+    ) -> Result<(), String> {
+        let listing = Listing::new(&self.flat);
+        let here = ops::apply(op, &self.union.mnt(), &listing, &mut handles.0, self.begin);
+        let result = here.as_ref().map_or_else(|e| format!("{e:?}"), |_| "ok".into());
+        log.push(format!("{op:?} {:?}: {result}", op.paths(&listing)));
+        if here == Err(rustix::io::Errno::XDEV) && may_cross(case, op, &listing, &self.flat) {
             return Ok(());
         }
-        let there = ops::apply(op, &self.flat, &mut handles.1, self.begin);
+        let there = ops::apply(op, &self.flat, &listing, &mut handles.1, self.begin);
+        tally(Some((op, here.is_ok())));
         if here == there { Ok(()) } else { Err(format!("union {here:?}, plain {there:?}")) }
     }
 
@@ -144,10 +181,12 @@ impl Pair {
 }
 
 /// Whether an operation may be answered EXDEV where a plain directory does it.
-fn may_cross(case: &Case, op: &Op, flat: &Path) -> bool {
+fn may_cross(case: &Case, op: &Op, listing: &Listing, flat: &Path) -> bool {
     match op {
         // Directories that a lower has a part in; and with an init layer hardlinks that would span two.
-        Op::Rename { from, .. } => case.init || from.at(flat).symlink_metadata().is_ok_and(|m| m.is_dir()),
+        Op::Rename { from, .. } => {
+            case.init || flat.join(from.find(listing)).symlink_metadata().is_ok_and(|m| m.is_dir())
+        }
         Op::Link { .. } => case.init,
         _ => false,
     }

@@ -74,7 +74,7 @@ pub fn special(path: &Path) -> io::Result<Option<Special>> {
     let stat = file::stat_at(&dir, name)?;
     if stat.is_dir() {
         let dir = File::open(path)?;
-        let opaque = marks::read(&dir)?.opaque || marks::has_wh_opaque(&dir)?;
+        let opaque = marks::read(&dir, names::Namespace::Trusted)?.opaque || marks::has_wh_opaque(&dir)?;
         return Ok(opaque.then_some(Special::Opaque));
     }
     let empty = stat.kind() == rustix::fs::FileType::RegularFile && stat.size == 0;

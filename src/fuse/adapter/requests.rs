@@ -1,118 +1,27 @@
-//! The core behind `fuser::Filesystem`: convert, call, reply.
+//! The requests: convert, call, reply.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FopenFlags, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::reply::{
-    Fail, GENERATION, answer, contain, send_attr, send_entry, send_missing, send_statfs, send_xattr,
-};
-use super::stats::{Op, Stats};
-use super::{convert, handshake};
-use crate::config::Options;
-use crate::error::{Errno, Result};
-use crate::fs::{Backing, SetAttr, UnionFs};
-use crate::sys::cred;
+use super::reply::{GENERATION, contain, send_attr, send_entry, send_missing, send_statfs, send_xattr};
+use super::{Adapter, Op, backing_id, convert, handshake, open_flags};
+use crate::error::Errno;
+use crate::fs::SetAttr;
 
 thread_local! {
     /// Where reads land before they are sent; grows to the largest request of the thread.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Serves the kernel's requests from a [`UnionFs`].
-pub struct Adapter {
-    fs: Arc<UnionFs>,
-    stats: Arc<Stats>,
-    notifier: Arc<OnceLock<Notifier>>,
-    /// Passthrough is wanted; after the handshake: and the kernel agreed.
-    passthrough: bool,
-}
-
-impl Adapter {
-    /// An adapter that has not met the kernel yet.
-    pub fn new(fs: Arc<UnionFs>, options: &Options) -> Self {
-        Self {
-            fs,
-            stats: Arc::default(),
-            notifier: Arc::default(),
-            passthrough: options.passthrough && cred::is_admin(),
-        }
-    }
-
-    /// Counts of the requests served.
-    pub fn stats(&self) -> Arc<Stats> {
-        Arc::clone(&self.stats)
-    }
-
-    /// Where the session puts its notifier once it has one.
-    pub fn notifier(&self) -> Arc<OnceLock<Notifier>> {
-        Arc::clone(&self.notifier)
-    }
-
-    /// Counts a request, runs it and answers it.
-    fn answer<R: Fail, T>(
-        &self,
-        op: Op,
-        reply: R,
-        call: impl FnOnce(&mut R) -> Result<T>,
-        done: impl FnOnce(R, T),
-    ) {
-        self.stats.count(op);
-        answer(op, reply, call, done);
-    }
-
-    /// Makes a file known to the kernel for I/O without us. `None`: it goes through us.
-    fn make_backing(
-        &self,
-        fd: BorrowedFd<'_>,
-        open_backing: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
-    ) -> Option<Backing> {
-        if !self.passthrough {
-            return None;
-        }
-        // The kernel keeps the credentials of this moment for all I/O on the file. Without
-        // CAP_FSETID in them the backing filesystem clears set-ID bits on writes as it would for any
-        // user; with it they would survive a write by anybody.
-        match cred::without_fsetid(|| open_backing(fd)) {
-            Ok(Ok(id)) => Some(Arc::new(id)),
-            Ok(Err(err)) => {
-                tracing::debug!(%err, "no passthrough for a file");
-                None
-            }
-            Err(err) => {
-                tracing::debug!(%err, "cannot lower capabilities; no passthrough for a file");
-                None
-            }
-        }
-    }
-
-    /// Drops the kernel's copy of the attributes of an inode, not of its pages, when they `changed`
-    /// without its knowing. Before the reply, so that who sees the request done sees them, too. Takes no
-    /// lock in the kernel that a pending request could hold.
-    fn refresh(&self, ino: INodeNo, changed: bool) {
-        if changed
-            && let Some(notifier) = self.notifier.get()
-            && let Err(err) = notifier.inval_inode(ino, -1, 0)
-        {
-            tracing::debug!(%err, ino = ino.0, "cannot drop cached attributes");
-        }
-    }
-
-    fn written(&self, ino: INodeNo, reply: ReplyWrite, n: usize, mode_changed: bool) {
-        self.refresh(ino, mode_changed);
-        reply.written(u32::try_from(n).unwrap_or(u32::MAX));
-    }
 }
 
 impl fuser::Filesystem for Adapter {
@@ -280,11 +189,11 @@ impl fuser::Filesystem for Adapter {
                 self.fs.open_file(&convert::caller(req, 0), ino.0, flags.0, &mut make)
             },
             |reply, opened| {
+                self.forget_attributes_if(opened.mode_changed, ino);
                 let fh = FileHandle(opened.fh);
-                self.refresh(ino, opened.attributes_changed);
-                match convert::backing_id(&opened) {
+                match backing_id(&opened) {
                     Some(id) => reply.opened_passthrough(fh, FopenFlags::empty(), id),
-                    None => reply.opened(fh, convert::open_flags(&opened)),
+                    None => reply.opened(fh, open_flags(&opened)),
                 }
             },
         );
@@ -310,11 +219,11 @@ impl fuser::Filesystem for Adapter {
             },
             |reply, (attr, opened)| {
                 let (fh, ttl, attr) = (FileHandle(opened.fh), convert::attr_ttl(&attr), convert::attr(&attr));
-                match convert::backing_id(&opened) {
+                match backing_id(&opened) {
                     Some(id) => {
                         reply.created_passthrough(&ttl, &attr, GENERATION, fh, FopenFlags::empty(), id);
                     }
-                    None => reply.created(&ttl, &attr, GENERATION, fh, convert::open_flags(&opened)),
+                    None => reply.created(&ttl, &attr, GENERATION, fh, open_flags(&opened)),
                 }
             },
         );
@@ -364,7 +273,10 @@ impl fuser::Filesystem for Adapter {
             Op::Write,
             reply,
             |_| self.fs.write(fh.0, offset, data, kill),
-            |reply, (n, mode_changed)| self.written(ino, reply, n, mode_changed),
+            |reply, (n, mode_changed)| {
+                self.forget_attributes_if(mode_changed, ino);
+                reply.written(u32::try_from(n).unwrap_or(u32::MAX));
+            },
         );
     }
 
@@ -553,11 +465,12 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = convert::caller(req, 0);
-        let reserve = |_: &mut ReplyEmpty| self.fs.fallocate(&caller, fh.0, offset, length, mode);
-        self.answer(Op::Fallocate, reply, reserve, |reply, mode_changed| {
-            self.refresh(ino, mode_changed);
-            reply.ok();
-        });
+        let reserve = |_: &mut ReplyEmpty| {
+            let mode_changed = self.fs.fallocate(&caller, fh.0, offset, length, mode)?;
+            self.forget_attributes_if(mode_changed, ino);
+            Ok(())
+        };
+        self.answer(Op::Fallocate, reply, reserve, |r, ()| r.ok());
     }
 
     fn lseek(
@@ -585,12 +498,17 @@ impl fuser::Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let caller = convert::caller(req, 0);
         self.answer(
             Op::CopyFileRange,
             reply,
-            |_| self.fs.copy_file_range(&caller, fh_in.0, offset_in, fh_out.0, offset_out, len),
-            |reply, (n, mode_changed)| self.written(ino_out, reply, n, mode_changed),
+            |_| {
+                let caller = convert::caller(req, 0);
+                self.fs.copy_file_range(&caller, fh_in.0, offset_in, fh_out.0, offset_out, len)
+            },
+            |reply, (n, mode_changed)| {
+                self.forget_attributes_if(mode_changed, ino_out);
+                reply.written(u32::try_from(n).unwrap_or(u32::MAX));
+            },
         );
     }
 }
