@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use rustix::fs::FileType;
+
 use super::{Attr, ROOT, UnionFs};
 use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
@@ -50,8 +52,12 @@ impl UnionFs {
     /// The attributes to show for a node with real attributes `st`, as [`Node::stat`] gives them.
     pub(super) fn attr(&self, node: &Node, st: &Stat) -> Attr {
         let mut attr = Attr::new(node.ino, st);
-        // A passthrough write may clear set-ID bits without our knowing.
-        attr.cacheable = !st.has_setid() || node.is_dir() || !node.io().is_passed();
+        if node.kind == FileType::RegularFile {
+            // A passthrough write may clear set-ID bits without our knowing, and one to a mapping changes
+            // times and blocks.
+            let io = node.io();
+            attr.cacheable = !(io.is_mappable() || (st.has_setid() && io.is_passed()));
+        }
         attr
     }
 

@@ -33,7 +33,7 @@ pub struct Attr {
     /// Last change of the inode.
     pub ctime: (i64, u32),
     /// Whether the kernel may keep the attributes. False while they can change without our knowing (see
-    /// `docs/SEMANTICS.md`, "set-ID bits" and "times of mapped files").
+    /// `docs/SEMANTICS.md`, "Set-ID bits" and "mmap, passthrough").
     pub cacheable: bool,
 }
 

@@ -19,6 +19,8 @@ pub struct Io {
     backing: Option<Backing>,
     /// The kernel wrote by itself: pages cached before may be old.
     written: bool,
+    /// The kernel may have mapped it for writing by itself; a mapping outlives its handle.
+    mappable: bool,
 }
 
 impl std::fmt::Debug for Io {
@@ -39,6 +41,17 @@ impl Io {
     /// Whether anyone may write to the file, or the kernel holds on to it.
     pub fn is_pinned_down(&self) -> bool {
         self.passed > 0 || self.writers > 0
+    }
+
+    /// Whether a mapping may write to the file, and so change its times and blocks, without our knowing.
+    pub fn is_mappable(&self) -> bool {
+        self.mappable
+    }
+
+    /// Records that the kernel may map the file for writing by itself, for as long as it knows the file.
+    /// Gives whether that is new.
+    pub fn set_mappable(&mut self) -> bool {
+        !std::mem::replace(&mut self.mappable, true)
     }
 
     /// Takes in one more handle. `allowed`: whether it may be passed through, as far as the file is

@@ -84,11 +84,11 @@ impl Adapter {
         }
     }
 
-    /// Drops the kernel's copy of the attributes of an inode whose mode changed, not of its pages. To be
-    /// called before the reply, so that who sees that answered sees the mode, too. Takes no lock in the
+    /// Drops the kernel's copy of the attributes of an inode, not of its pages, when they changed without
+    /// its knowing. To be called before the reply, so that who sees that answered sees them, too. Takes no lock in the
     /// kernel that a pending request could hold.
-    fn forget_attributes_if(&self, mode_changed: bool, ino: INodeNo) {
-        if mode_changed
+    fn forget_attributes_if(&self, changed: bool, ino: INodeNo) {
+        if changed
             && let Some(notifier) = self.notifier.get()
             && let Err(err) = notifier.inval_inode(ino, -1, 0)
         {
