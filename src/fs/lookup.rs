@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use super::{Attr, ROOT, UnionFs};
 use rustix::fs::FileType;
 
+use super::{Attr, ROOT, UnionFs};
 use crate::error::{Errno, Result};
 use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
@@ -64,11 +64,12 @@ impl UnionFs {
     /// The attributes to show for a node with real attributes `st`, as [`Node::stat`] gives them.
     pub(super) fn attr(&self, node: &Node, st: &Stat) -> Attr {
         let mut attr = Attr::new(node.ino, st);
-        // A passthrough write may clear set-ID bits without our knowing, and one by a mapping sets times.
-        attr.cacheable = node.is_dir() || {
+        if node.kind == FileType::RegularFile {
+            // A passthrough write may clear set-ID bits without our knowing, and one to a mapping changes
+            // times and blocks.
             let io = node.io();
-            !(io.is_written_by_kernel() || (st.has_setid() && io.is_passed()))
-        };
+            attr.cacheable = !(io.is_mappable() || (st.has_setid() && io.is_passed()));
+        }
         attr
     }
 

@@ -51,8 +51,9 @@ pub struct Opened {
     pub backing: Option<Backing>,
     /// Pages that the kernel already has for the inode are still right.
     pub keep_cache: bool,
-    /// Opening changed the mode (O_TRUNC clears set-ID bits): the kernel's copy of it must be dropped.
-    pub mode_changed: bool,
+    /// The kernel's copy of the attributes must be dropped: opening changed the mode (O_TRUNC clears
+    /// set-ID bits), or a mapping may change times and blocks from now on.
+    pub attributes_changed: bool,
 }
 
 /// Attributes to set; `None` and `Keep` leave one as it is.

@@ -55,7 +55,9 @@ impl UnionFs {
         }
         let mode_changed =
             truncate && file::clear_setid(&fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
-        Ok(Opened { mode_changed, ..self.opened(&node, real, layer, fd, make)? })
+        let mut opened = self.opened(&node, (flags, real), layer, fd, make)?;
+        opened.attributes_changed |= mode_changed;
+        Ok(opened)
     }
 
     /// Makes a regular file and opens it. `mode`: permission bits. Counts one lookup.
@@ -72,40 +74,42 @@ impl UnionFs {
         make: MakeBacking<'_>,
     ) -> Result<(Attr, Opened)> {
         let parent = self.node(parent)?;
-        let real = real_flags(OFlags::from_bits_retain(flags.cast_unsigned()), self.sync);
+        let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+        let real = real_flags(flags, self.sync);
         let (node, st, fd) =
             self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
         let layer = node.content_layer();
-        let opened = self.opened(&node, real, layer, fd, make)?;
-        let mut attr = self.told(&node, &st)?;
-        // Nobody has mapped it yet; the kernel asks again after writes, and when it is mapped.
-        attr.cacheable |= !st.has_setid();
-        Ok((attr, opened))
+        let opened = self.opened(&node, (flags, real), layer, fd, make)?;
+        Ok((self.told(&node, &st)?, opened))
     }
 
+    /// Takes in an open file: `flags` are those asked for and those of `fd`.
     fn opened(
         &self,
         node: &Arc<Node>,
-        flags: OFlags,
+        (flags, real): (OFlags, OFlags),
         layer: LayerId,
         fd: OwnedFd,
         make: MakeBacking<'_>,
     ) -> Result<Opened> {
-        let writes = flags.contains(OFlags::RDWR);
-        let (backing, keep_cache) = {
+        // A handle for writing alone cannot be mapped (mmap(2): EACCES).
+        let maps = flags & OFlags::RWMODE == OFlags::RDWR;
+        let (backing, keep_cache, attributes_changed) = {
             let mut io = node.io();
             // Writes to a file with set-ID bits are ours to see: they clear the bits.
             let allowed = self.stack.in_place(layer) && !file::stat_fd(&fd)?.has_setid();
-            io.open(allowed, writes, || make(fd.as_fd()))
+            let (backing, keep_cache) = io.open(allowed, real.contains(OFlags::RDWR), || make(fd.as_fd()));
+            let stray = maps && backing.is_some() && io.set_mappable();
+            (backing, keep_cache, stray)
         };
-        let open = OpenFile::new(node.clone(), flags, layer, fd, backing.is_some());
-        Ok(Opened { fh: self.files.add(open), backing, keep_cache, mode_changed: false })
+        let open = OpenFile::new(node.clone(), real, layer, fd, backing.is_some());
+        Ok(Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed })
     }
 
     /// Lets go of an open file.
     pub fn release(&self, fh: u64) {
         if let Some(open) = self.files.remove(fh) {
-            let backing = open.node.io().close(open.passed, open.writes());
+            let backing = open.node.io().close(open.passed);
             drop(backing);
         }
     }

@@ -189,7 +189,7 @@ impl fuser::Filesystem for Adapter {
                 self.fs.open_file(&convert::caller(req, 0), ino.0, flags.0, &mut make)
             },
             |reply, opened| {
-                self.forget_attributes_if(opened.mode_changed, ino);
+                self.forget_attributes_if(opened.attributes_changed, ino);
                 let fh = FileHandle(opened.fh);
                 match backing_id(&opened) {
                     Some(id) => reply.opened_passthrough(fh, FopenFlags::empty(), id),
