@@ -90,64 +90,66 @@ fn same(what: &str, author: &tree::Tree, reader: &tree::Tree) -> Result<(), Stri
 
 fn copy(from: &Path, to: &Path) {
     let out = Command::new("rsync").arg("-aHAX").arg(from.join("")).arg(to.join("")).output().unwrap();
-    // 24: the kernel's overlayfs lists what is not there.
-    assert!(matches!(out.status.code(), Some(0 | 24)), "{}", text(&out));
-}
-
-/// What the peer shows of the layers, without what it tells differently from one time to the next.
-fn by_peer(peer: Peer, union: &mut Union) -> tree::Tree {
-    peer.mount(union);
-    let tree = peer.read(union);
-    union.unmount();
-    fair(peer, tree)
-}
-
-fn by_ours(peer: Peer, union: &mut Union) -> tree::Tree {
-    union.mount();
-    let tree = ours(union);
-    union.unmount();
-    fair(peer, tree)
-}
-
-fn fair(peer: Peer, mut tree: tree::Tree) -> tree::Tree {
-    peer.forgive(&mut tree);
-    tree
+    assert!(out.status.success(), "{}", text(&out));
 }
 
 /// The peer works, and we show its layers: as lowers, as lowers below an upper, and going on in its upper.
 fn theirs(peer: Peer, case: &Case) -> Result<(), String> {
     let mut union = build(peer, case);
     peer.mount(&union);
-    work(peer, &union.mnt(), &case.ops, true);
+    work(&union.mnt(), &case.ops, true);
+    let mut shown = peer.read(&union);
+    let flat = union.dir().join("copy");
+    copy(&union.mnt(), &flat);
     union.unmount();
 
+    let read = |union: &Union| {
+        let mut tree = ours(union);
+        peer.forgive(&mut tree);
+        tree
+    };
     let mut below = Union::stacked(&union).read_only();
-    let shown = by_peer(peer, &mut below);
-    same("as lowers", &shown, &by_ours(peer, &mut below))?;
+    below.mount();
+    same("as lowers", &shown, &read(&below))?;
+    below.unmount();
     drop(below);
     let mut below = Union::stacked(&union);
-    let shown = by_peer(peer, &mut below);
     below.mount();
-    same("as lowers of an upper", &shown, &fair(peer, ours(&below)))?;
-    go_on(peer, case, &below, "with their layers as lowers")?;
+    same("as lowers of an upper", &shown, &read(&below))?;
+    go_on(case, &below.mnt(), &flat, &shown, "with their layers as lowers", |mnt| {
+        let mut tree = with_dir_times(mnt, tree::read_overlay(mnt));
+        peer.forgive(&mut tree);
+        tree
+    })?;
     below.unmount();
     drop(below);
 
-    let shown = by_peer(peer, &mut union);
     union.mount();
-    same("as upper", &shown, &fair(peer, ours(&union)))?;
-    go_on(peer, case, &union, "in their upper")?;
-    let shown = fair(peer, ours(&union));
+    // The root's attributes are the upper's either way.
+    same("as upper", &shown, &read(&union))?;
+    let copy_again = union.dir().join("copy-again");
+    copy(&union.mnt(), &copy_again);
+    go_on(case, &union.mnt(), &copy_again, &shown, "in their upper", |mnt| {
+        let mut tree = with_dir_times(mnt, tree::read_overlay(mnt));
+        peer.forgive(&mut tree);
+        tree
+    })?;
+    shown = read(&union);
     union.remount();
-    same("after a remount", &shown, &fair(peer, ours(&union)))?;
+    same("after a remount", &shown, &read(&union))?;
     union.unmount();
     Ok(())
 }
 
 /// The same operations on the mount and on a copy of what it shows.
-fn go_on(peer: Peer, case: &Case, union: &Union, what: &str) -> Result<(), String> {
-    let (mnt, flat) = (&union.mnt(), &union.dir().join("copy"));
-    copy(mnt, flat);
+fn go_on(
+    case: &Case,
+    mnt: &Path,
+    flat: &Path,
+    before: &tree::Tree,
+    what: &str,
+    read: impl Fn(&Path) -> tree::Tree,
+) -> Result<(), String> {
     let begin =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     let mut handles = (Handles::default(), Handles::default());
@@ -171,7 +173,7 @@ fn go_on(peer: Peer, case: &Case, union: &Union, what: &str) -> Result<(), Strin
         }
     }
     let coarse = |root: &Path| {
-        let mut tree = fair(peer, with_dir_times(root, tree::read_overlay(root)));
+        let mut tree = read(root);
         tree.remove(Path::new(""));
         for node in tree.values_mut() {
             // Times of fifos and of what changed meanwhile.
@@ -182,33 +184,38 @@ fn go_on(peer: Peer, case: &Case, union: &Union, what: &str) -> Result<(), Strin
         }
         tree
     };
+    let _ = before;
     same(&format!("{what}, after more operations, mount left"), &coarse(mnt), &coarse(flat))
 }
 
-/// We work, and the peer shows our layers; it goes on, and we show what it did.
+/// We work, and the peer shows our layers.
 fn by_us(peer: Peer, case: &Case) -> Result<(), String> {
     let mut union = build(peer, case);
     if peer == Peer::KernelUser {
         union = union.option("userxattr");
     }
     union.mount();
-    work(peer, &union.mnt(), &case.ops, peer.follows_redirects());
-    let shown = fair(peer, ours(&union));
+    work(&union.mnt(), &case.ops, peer.follows_redirects());
+    let mut shown = ours(&union);
+    peer.forgive(&mut shown);
     union.unmount();
 
-    same("as upper", &shown, &by_peer(peer, &mut union))?;
     peer.mount(&union);
-    work(peer, &union.mnt(), &case.more, true);
+    same("as upper", &shown, &peer.read(&union))?;
+    work(&union.mnt(), &case.more, true);
+    let mut then = peer.read(&union);
     union.unmount();
-    let then = by_peer(peer, &mut union);
-    same("back with us", &then, &by_ours(peer, &mut union))?;
+    // And back.
+    union.mount();
+    let mut again = ours(&union);
+    peer.forgive(&mut again);
+    peer.forgive(&mut then);
+    same("back with us", &then, &again)?;
+    union.unmount();
 
-    let mut below = Union::stacked(&union).read_only();
-    if peer == Peer::KernelUser {
-        below = below.option("userxattr");
-    }
-    let shown = by_ours(peer, &mut below);
-    same("as lowers", &shown, &by_peer(peer, &mut below))
+    let below = Union::stacked(&union).read_only();
+    peer.mount(&below);
+    same("as lowers", &then, &peer.read(&below))
 }
 
 macro_rules! directions {
