@@ -7,9 +7,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use crate::common::{Union, skip, text, tree};
+use crate::flat::flatten;
 use crate::layers;
 use crate::need_unionfs;
-use crate::ops::{self, Handles, Op};
+use crate::ops::{self, Handles, Listing, Op};
 use crate::peer::{Peer, ours, with_dir_times};
 
 /// What the layers hold, what the author does, and what the next one does.
@@ -64,21 +65,40 @@ fn build(peer: Peer, case: &Case) -> Union {
     for (path, entries) in paths.iter().zip(&case.layers) {
         layers::build(path, entries, peer.keeps_hardlinks());
     }
-    layers::flatten(&paths, &union.dir().join("flat"));
+    flatten(&paths, &union.dir().join("flat"));
+    if !peer.bears_fifos() {
+        paths.iter().for_each(|path| remove_fifos(path));
+    }
     union
 }
 
-/// Does operations, as far as the reader is able to understand what they leave.
-fn work(root: &Path, ops: &[Op], directories: bool) {
+fn remove_fifos(dir: &Path) {
+    use std::os::unix::fs::FileTypeExt;
+    for entry in std::fs::read_dir(dir).unwrap().map(|e| e.unwrap()) {
+        let kind = entry.file_type().unwrap();
+        if kind.is_fifo() {
+            std::fs::remove_file(entry.path()).unwrap();
+        } else if kind.is_dir() {
+            remove_fifos(&entry.path());
+        }
+    }
+}
+
+/// Does operations, as far as the peer is able to bear them and the reader to understand what they leave.
+fn work(peer: Peer, root: &Path, ops: &[Op], directories: bool) {
     let mut handles = Handles::default();
     for op in ops {
+        let listing = Listing::new(root);
         if let Op::Rename { from, .. } = op
             && !directories
-            && from.at(root).symlink_metadata().is_ok_and(|m| m.is_dir())
+            && root.join(from.find(&listing)).symlink_metadata().is_ok_and(|m| m.is_dir())
         {
             continue;
         }
-        let _ = ops::apply(op, root, &mut handles, 0);
+        if matches!(op, Op::Mkfifo { .. }) && !peer.bears_fifos() {
+            continue;
+        }
+        let _ = ops::apply(op, root, &listing, &mut handles, 0);
     }
 }
 
@@ -96,7 +116,7 @@ fn copy(from: &Path, to: &Path) {
 fn theirs(peer: Peer, case: &Case) -> Result<(), String> {
     let mut union = build(peer, case);
     peer.mount(&union);
-    work(&union.mnt(), &case.ops, true);
+    work(peer, &union.mnt(), &case.ops, true);
     let mut shown = peer.read(&union);
     let flat = union.dir().join("copy");
     copy(&union.mnt(), &flat);
@@ -153,11 +173,12 @@ fn go_on(
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     let mut handles = (Handles::default(), Handles::default());
     for (i, op) in case.more.iter().enumerate() {
-        let here = ops::apply(op, mnt, &mut handles.0, begin);
+        let listing = Listing::new(flat);
+        let here = ops::apply(op, mnt, &listing, &mut handles.0, begin);
         if here == Err(rustix::io::Errno::XDEV) {
             continue;
         }
-        let there = ops::apply(op, flat, &mut handles.1, begin);
+        let there = ops::apply(op, flat, &listing, &mut handles.1, begin);
         // How many names there were was not the peer's to tell.
         let loose = |seen| match seen {
             Ok(ops::Seen::Stat { mode, owner, size, .. }) => {
@@ -193,14 +214,14 @@ fn by_us(peer: Peer, case: &Case) -> Result<(), String> {
         union = union.option("userxattr");
     }
     union.mount();
-    work(&union.mnt(), &case.ops, peer.follows_redirects());
+    work(peer, &union.mnt(), &case.ops, peer.follows_redirects());
     let mut shown = ours(&union);
     peer.forgive(&mut shown);
     union.unmount();
 
     peer.mount(&union);
     same("as upper", &shown, &peer.read(&union))?;
-    work(&union.mnt(), &case.more, true);
+    work(peer, &union.mnt(), &case.more, true);
     let mut then = peer.read(&union);
     union.unmount();
     // And back.
