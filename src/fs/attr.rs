@@ -39,9 +39,9 @@ impl UnionFs {
         }
         let fd = node.pin(self.index())?;
         if set.uid.is_some() || set.gid.is_some() {
-            file::chown_fd(&*fd, set.uid, set.gid)?;
-            // What is left of them when it is us who change the owner.
+            // By the group that the file has still; what chown(2) clears for anybody, it clears itself.
             file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
+            file::chown_fd(&*fd, set.uid, set.gid)?;
         }
         if let Some(mode) = set.mode {
             // Whether a file may be passed through is decided by its mode when it is opened.

@@ -115,7 +115,9 @@ impl UnionFs {
             return Ok(());
         }
         let root = self.writable(&self.root, layer)?;
-        root.set_own_mark(Mark::PlainNames, work.abilities().namespace, b"y")
+        root.set_own_mark(Mark::PlainNames, work.abilities().namespace, b"y")?;
+        self.stack.note_plain_names(layer);
+        Ok(())
     }
 
     /// Where the new name goes; `None` when the parent must be copied up for it first. The parent's names

@@ -1,11 +1,13 @@
 //! The layers of a mount, topmost first, and what their filesystems permit.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::{Options, RedirectDir};
 use crate::error::{Errno, Result};
-use crate::format::names::Namespace;
+use crate::format::names::{self, Namespace};
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
@@ -48,8 +50,8 @@ pub struct LayerFds {
 struct Layer {
     role: Role,
     root: Arc<Dir>,
-    /// Names that begin with `.wh.` are whiteouts, not entries.
-    wh_names: bool,
+    /// All names are names: none is a whiteout by its spelling.
+    plain_names: AtomicBool,
 }
 
 /// The layers of a mount.
@@ -86,8 +88,8 @@ impl Stack {
             let root = Dir::root(id, fd, &cache)?;
             identity.add(root.id().0, root.fd()?.as_fd());
             // Unpacked image layers and those of AUFS; what we wrote ourselves says that it is not one.
-            let wh_names = role == Role::Lower && !marks::has_plain_names(root.fd()?)?;
-            layers.push(Layer { role, root, wh_names });
+            let plain_names = AtomicBool::new(marks::has_plain_names(root.fd()?)?);
+            layers.push(Layer { role, root, plain_names });
             Ok(())
         };
         let mut work = None;
@@ -170,7 +172,28 @@ impl Stack {
     /// Whether names of a layer that begin with `.wh.` are whiteouts, in the form of AUFS and of the OCI
     /// image spec (layer.md, "Whiteouts").
     pub fn has_wh_names(&self, layer: LayerId) -> bool {
-        self.layers.get(usize::from(layer)).is_some_and(|l| l.wh_names)
+        self.layers
+            .get(usize::from(layer))
+            .is_some_and(|l| l.role == Role::Lower && !l.plain_names.load(Ordering::Relaxed))
+    }
+
+    /// Whether a layer's entry of this name is a mark, not an entry. In a writable layer only the opaque
+    /// whiteout is one: fuse-overlayfs puts it beside the xattr that says the same.
+    pub fn is_mark(&self, layer: LayerId, name: &OsStr) -> bool {
+        names::is_wh(name)
+            && (self.has_wh_names(layer)
+                || (name == names::WH_OPAQUE
+                    && self
+                        .layers
+                        .get(usize::from(layer))
+                        .is_some_and(|l| !l.plain_names.load(Ordering::Relaxed))))
+    }
+
+    /// Records that a layer has the mark [`Mark::PlainNames`](names::Mark::PlainNames) now.
+    pub fn note_plain_names(&self, layer: LayerId) {
+        if let Some(layer) = self.layers.get(usize::from(layer)) {
+            layer.plain_names.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The roots of the layers, topmost first.

@@ -40,12 +40,11 @@ pub fn list(stack: &Stack, parts: &Parts) -> Result<Vec<Entry>> {
         let last = i + 1 == dirs.len();
         let role = stack.role(dir.layer());
         let dev = dir.id().0;
-        let wh_names = stack.has_wh_names(dir.layer());
         // What this layer hides in those below it, where it says so by other names.
         let mut hidden: Vec<Box<OsStr>> = Vec::new();
         let fd = dir.fd()?;
         file::list(&fd, |name, ino, kind| {
-            if wh_names && names::is_wh(name) {
+            if stack.is_mark(dir.layer(), name) {
                 hidden.extend(names::wh_target(name).map(Into::into));
                 return Ok(());
             }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use crate::error::{Errno, Result};
-use crate::format::names;
 use crate::format::redirect::Redirect;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::marks;
@@ -251,7 +250,7 @@ fn lookup_bounded(
         // The last layer hides nothing.
         let hides = !stack.is_bottom(layer);
         let wh_names = stack.has_wh_names(layer);
-        if wh_names && names::is_wh(&name) {
+        if stack.is_mark(layer, &name) {
             continue;
         }
         let st = match file::stat_at(dir.fd()?, &name) {

@@ -13,7 +13,7 @@ mod formats;
 #[path = "../differential/layers.rs"]
 mod layers;
 #[path = "../differential/ops.rs"]
-#[allow(dead_code)] // Shared with the differential test, which uses all of it.
+#[allow(dead_code)] // A part of it is for others.
 mod ops;
 mod peer;
 mod random;

@@ -48,6 +48,11 @@ impl Peer {
         !matches!(self, Self::Fuse1 | Self::Fuse2)
     }
 
+    /// Whether it does not hang on a FIFO in its layers.
+    pub fn bears_fifos(self) -> bool {
+        self != Self::Fuse1
+    }
+
     /// Why it cannot be had here, if so.
     pub fn missing(self) -> Option<String> {
         let (program, version) = match self {

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use crate::common::{Union, skip, text, tree};
+use crate::flat::flatten;
 use crate::layers;
 use crate::need_unionfs;
 use crate::ops::{self, Handles, Listing, Op};
@@ -64,12 +65,27 @@ fn build(peer: Peer, case: &Case) -> Union {
     for (path, entries) in paths.iter().zip(&case.layers) {
         layers::build(path, entries, peer.keeps_hardlinks());
     }
-    crate::flat::flatten(&paths, &union.dir().join("flat"));
+    flatten(&paths, &union.dir().join("flat"));
+    if !peer.bears_fifos() {
+        paths.iter().for_each(|path| remove_fifos(path));
+    }
     union
 }
 
-/// Does operations, as far as the reader is able to understand what they leave.
-fn work(root: &Path, ops: &[Op], directories: bool) {
+fn remove_fifos(dir: &Path) {
+    use std::os::unix::fs::FileTypeExt;
+    for entry in std::fs::read_dir(dir).unwrap().map(|e| e.unwrap()) {
+        let kind = entry.file_type().unwrap();
+        if kind.is_fifo() {
+            std::fs::remove_file(entry.path()).unwrap();
+        } else if kind.is_dir() {
+            remove_fifos(&entry.path());
+        }
+    }
+}
+
+/// Does operations, as far as the peer is able to bear them and the reader to understand what they leave.
+fn work(peer: Peer, root: &Path, ops: &[Op], directories: bool) {
     let mut handles = Handles::default();
     for op in ops {
         let listing = Listing::new(root);
@@ -77,6 +93,9 @@ fn work(root: &Path, ops: &[Op], directories: bool) {
             && !directories
             && root.join(from.find(&listing)).symlink_metadata().is_ok_and(|m| m.is_dir())
         {
+            continue;
+        }
+        if matches!(op, Op::Mkfifo { .. }) && !peer.bears_fifos() {
             continue;
         }
         let _ = ops::apply(op, root, &listing, &mut handles, 0);
@@ -97,7 +116,7 @@ fn copy(from: &Path, to: &Path) {
 fn theirs(peer: Peer, case: &Case) -> Result<(), String> {
     let mut union = build(peer, case);
     peer.mount(&union);
-    work(&union.mnt(), &case.ops, true);
+    work(peer, &union.mnt(), &case.ops, true);
     let mut shown = peer.read(&union);
     let flat = union.dir().join("copy");
     copy(&union.mnt(), &flat);
@@ -195,14 +214,14 @@ fn by_us(peer: Peer, case: &Case) -> Result<(), String> {
         union = union.option("userxattr");
     }
     union.mount();
-    work(&union.mnt(), &case.ops, peer.follows_redirects());
+    work(peer, &union.mnt(), &case.ops, peer.follows_redirects());
     let mut shown = ours(&union);
     peer.forgive(&mut shown);
     union.unmount();
 
     peer.mount(&union);
     same("as upper", &shown, &peer.read(&union))?;
-    work(&union.mnt(), &case.more, true);
+    work(peer, &union.mnt(), &case.more, true);
     let mut then = peer.read(&union);
     union.unmount();
     // And back.

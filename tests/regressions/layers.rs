@@ -92,7 +92,7 @@ fn nothing_is_left_in_the_work_directory() {
     // Left by a crash.
     put(u.work("work/#1"), "stale");
     put(u.work("work/#2/dir/file"), "stale");
-    dir(u.work("work/f"));
+    dir(u.work("work/#f"));
     u.mount();
     assert_eq!(list(u.work("work")), [""; 0], "stale files");
     sh(&u.mnt(), "chmod 600 f; rm f; : >f; rm -r d; mkdir d; : >d/n; mv d e; ln e/n n; mv n f; rm -r e f");
