@@ -39,6 +39,7 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            self.check_removable(&node, holder)?;
             let _count = node.counting.lock();
             let pinned = self.keep_object(&node, &parent, name)?;
             self.take_name(&parent, name, holder, false)?;
@@ -75,6 +76,7 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            self.check_removable(&node, holder)?;
             let pinned = node.pin(None)?;
             self.take_name(&parent, name, holder, true)?;
             node.update(|s| s.pinned = Some(pinned));
@@ -173,6 +175,8 @@ impl UnionFs {
         let fd = node.pin(self.index())?;
         // A real name is gone together with the union's, or only the union's.
         let change = if self.stack.in_place(holder) { 0 } else { -1 };
+        // What is recorded counts: the node may be newer than what it was made from.
+        let indexed = Indexed { diff: index::diff(&self.stack, &indexed.name)?, ..indexed };
         let left = i64::from(file::stat_fd(&*fd)?.nlink) + indexed.diff + change;
         if left > 0 {
             let indexed = self.counted(indexed, change);
@@ -194,13 +198,15 @@ impl UnionFs {
         if !self.wants_index(&st) {
             return Ok(node.with(|s| s.links.is_empty()));
         }
-        let gone = node.update(|s| {
-            s.gone += 1;
-            s.gone
-        });
-        let last = gone >= st.nlink;
-        if let Some(origin) = index::origin_of(&self.stack, &part, name)? {
-            index::store_gone(&self.stack, &origin, if last { 0 } else { gone })?;
+        let origin = index::origin_of(&self.stack, &part, name)?;
+        let before = match &origin {
+            Some(origin) => index::gone(&self.stack, origin)?,
+            None => node.with(|s| s.gone),
+        };
+        let last = before + 1 >= st.nlink;
+        node.update(|s| s.gone = before + 1);
+        if let Some(origin) = origin {
+            index::store_gone(&self.stack, &origin, if last { 0 } else { before + 1 })?;
         }
         Ok(last)
     }

@@ -34,6 +34,15 @@ pub struct Abilities {
     pub nameless: bool,
 }
 
+impl Abilities {
+    /// Whether objects of this type take private xattrs: symlinks and special files have no `user.*` ones
+    /// (xattr(7)).
+    pub fn marks(&self, kind: FileType) -> bool {
+        let any = self.namespace == Namespace::Trusted;
+        self.xattrs && (any || matches!(kind, FileType::RegularFile | FileType::Directory))
+    }
+}
+
 /// The work directory of a writable layer.
 #[derive(Debug)]
 pub struct WorkDir {

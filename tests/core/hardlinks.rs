@@ -217,6 +217,19 @@ fn names_hidden_by_another_layer() {
 
 #[test]
 fn symlinks_and_special_files_have_hardlinks_too() {
+    if !crate::tree::is_root() {
+        // They take no mark that would keep them together, and are changed one by one.
+        let t = Tree::new(&["l a target\nh b a\np f\nh g f"]);
+        let u = t.open();
+        for name in ["a", "f"] {
+            u.rename(name, &format!("{name}2")).unwrap();
+        }
+        u.unlink("b").unwrap();
+        assert_eq!(u.show(), ["a2>target", "f2 Fifo", "g Fifo"]);
+        assert_eq!((u.nlink("a2"), u.nlink("f2")), (1, 1));
+        assert_eq!(t.open().show(), u.show());
+        return;
+    }
     let t = Tree::new(&["l a target\nh b a\np f\nh g f"]);
     let u = t.open();
     for (x, y) in [("a", "b"), ("f", "g")] {

@@ -166,7 +166,7 @@ fn symlinks_in_layers_are_data() {
     assert_eq!(u.put("d/new", "x"), Err(Errno::NOTDIR));
     assert_eq!(u.open("f", libc::O_RDONLY).unwrap_err(), Errno::NXIO);
     assert_eq!(u.fs.opendir(u.ino("d").unwrap()).unwrap_err(), Errno::NOTDIR);
-    u.set("f", unionfs::fs::SetAttr { uid: Some(0), ..crate::union::KEEP }).unwrap();
+    u.set("f", unionfs::fs::SetAttr { uid: Some(crate::union::caller().uid), ..crate::union::KEEP }).unwrap();
     assert_eq!(u.fs.readlink(u.ino("f").unwrap()).unwrap(), "../secret");
     assert_eq!(std::fs::read_to_string(t.path("secret")).unwrap(), "secret");
 }

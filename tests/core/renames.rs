@@ -206,6 +206,10 @@ fn exchanges_of_any_mix() {
             if other.strip_prefix(one).is_some_and(|r| r.starts_with('/')) {
                 continue;
             }
+            if !crate::tree::is_root() && [*one, *other].contains(&"x/l") {
+                // A symlink takes no mark that would keep its number.
+                continue;
+            }
             let t = two();
             let u = t.open();
             let (first, second) = (below(&u, one), below(&u, other));
