@@ -115,11 +115,18 @@ fn a_write_copies_up_once_and_right() {
 fn truncation() {
     need_mount!();
     let u = Union::new(1);
+    put(u.lower(0, "empty"), "");
+    set_times(u.lower(0, "empty"), (1_000, 0), (1_000, 0));
     for name in ["open", "path", "grow", "fd"] {
         put(u.lower(0, name), "0123456789");
     }
     let mut u = u.mounted();
     put(u.at("open"), "");
+    put(u.at("empty"), "");
+    assert!(
+        u.at("empty").metadata().unwrap().mtime() > 1_000,
+        "O_TRUNC sets the times of an empty file, too"
+    );
     rustix::fs::ftruncate(rw(u.at("fd")), 3).unwrap();
     Command::new("truncate").args(["-s", "4"]).arg(u.at("path")).status().unwrap();
     rw(u.at("grow")).set_len(12).unwrap();

@@ -40,6 +40,8 @@ impl UnionFs {
         let fd = node.pin(self.index())?;
         if set.uid.is_some() || set.gid.is_some() {
             file::chown_fd(&*fd, set.uid, set.gid)?;
+            // What is left of them when it is us who change the owner.
+            file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
         }
         if let Some(mode) = set.mode {
             // Whether a file may be passed through is decided by its mode when it is opened.
@@ -63,7 +65,7 @@ impl UnionFs {
             None => Arc::new(node.open(self.index(), OFlags::WRONLY, false)?.0),
         };
         rustix::fs::ftruncate(&*fd, size)?;
-        file::clear_setid(&*fd, || caller.keeps_setid())?;
+        file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
         Ok(())
     }
 

@@ -81,17 +81,16 @@ pub fn bare_attr(ino: u64, kind: fuser::FileType) -> fuser::FileAttr {
 
 /// The attributes that stand in a READDIRPLUS reply for an entry without any.
 ///
-/// Node 0 tells the kernel to take the name and the type alone. fuser writes one number as node and
-/// as `d_ino`, so such an entry loses its `d_ino`; `.` and `..` keep theirs, since the kernel never
-/// links these two (`fuse_direntplus_link`).
+/// Node 0 would tell the kernel to take the name and the type alone. But fuser writes one number as node
+/// and as `d_ino`, and glibc's readdir(3) leaves entries with a `d_ino` of 0 out. So they get a node that
+/// does not exist and a size that the kernel refuses (`fuse_valid_size`): it shows the name, links nothing
+/// and forgets the node, which [`crate::fs::UnionFs::forget`] does not know. `.` and `..` keep their own
+/// number, since the kernel never links these two (`fuse_direntplus_link`).
 pub fn attributeless(name: &OsStr, ino: u64, kind: fuser::FileType) -> fuser::FileAttr {
-    let dots = name == "." || name == "..";
-    bare_attr(if dots { ino } else { 0 }, kind)
-}
-
-/// How long the kernel may keep these attributes.
-pub fn attr_ttl(attr: &Attr) -> Duration {
-    if attr.cacheable { FOREVER } else { Duration::ZERO }
+    if name == "." || name == ".." {
+        return bare_attr(ino, kind);
+    }
+    fuser::FileAttr { size: u64::MAX, ..bare_attr(u64::MAX, kind) }
 }
 
 /// A time as seconds and nanoseconds since the epoch (nanoseconds count forward also before it).

@@ -127,6 +127,14 @@ pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
     rustix::fs::open(super::proc_path(fd.as_fd(), None), flags | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// The same without a trace in the access time, where that is permitted.
+pub fn reopen_noatime(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
+    match reopen(&fd, flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => reopen(fd, flags),
+        other => other,
+    }
+}
+
 /// Pins an object of any type without opening it (O_PATH).
 pub fn open_path(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd> {
     rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
@@ -216,15 +224,27 @@ pub fn chmod_fd(fd: impl AsFd, mode: u32) -> Result<()> {
     rustix::fs::chmod(super::proc_path(fd.as_fd(), None), Mode::from_raw_mode(mode & 0o7777))
 }
 
-/// Clears the set-ID bits that a change of content clears, unless the one who makes it `keeps` them; gives
-/// whether there were any.
-pub fn clear_setid(fd: impl AsFd, keeps: impl FnOnce() -> bool) -> Result<bool> {
+/// Clears the set-ID bits that a change of content or owner by a caller clears, as `setattr_should_drop_sgid`
+/// in the kernel has it: without group execution, set-group-ID goes only when the caller is not a member of the
+/// file's group. `keeps`: the caller has CAP_FSETID. Gives whether there was anything to clear.
+///
+/// # Errors
+/// Those of fstat(2) and chmod(2).
+pub fn clear_setid(
+    fd: impl AsFd,
+    keeps: impl FnOnce() -> bool,
+    member: impl FnOnce(u32) -> bool,
+) -> Result<bool> {
     let st = stat_fd(&fd)?;
-    if st.kind() != FileType::RegularFile || !st.has_setid() || keeps() {
+    if st.kind() != FileType::RegularFile || st.mode & 0o6000 == 0 || keeps() {
         return Ok(false);
     }
-    let sgid = if st.mode & 0o010 != 0 { 0o2000 } else { 0 };
-    chmod_fd(fd, st.mode & !(0o4000 | sgid))?;
+    let sgid = st.mode & 0o2000 != 0 && (st.mode & 0o010 != 0 || !member(st.gid));
+    let clear = (st.mode & 0o4000) | if sgid { 0o2000 } else { 0 };
+    if clear == 0 {
+        return Ok(false);
+    }
+    chmod_fd(fd, st.mode & !clear)?;
     Ok(true)
 }
 

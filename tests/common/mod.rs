@@ -100,6 +100,17 @@ impl Union {
         Self { dir, lowers, init: false, read_only: false, options: Vec::new(), watchdog }
     }
 
+    /// The layers of another one, its upper the topmost, as the lowers below a new upper.
+    pub fn stacked(of: &Self) -> Self {
+        let mut union = Self::new(0);
+        for layer in std::iter::once(of.upper("")).chain((0..of.lowers).map(|i| of.lower(i, ""))) {
+            let name = format!("l{}", union.lowers);
+            std::os::unix::fs::symlink(layer, union.dir.path().join(name)).unwrap();
+            union.lowers += 1;
+        }
+        union
+    }
+
     /// Adds an init layer.
     pub fn with_init(mut self) -> Self {
         std::fs::create_dir(self.dir.path().join("init")).unwrap();
@@ -113,10 +124,20 @@ impl Union {
         self
     }
 
+    /// Sets the mount options for the next mount.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|o| (*o).to_owned()).collect();
+    }
+
     /// Without an upper.
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
+    }
+
+    /// Whether it has no upper.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// The directory that holds everything.

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string, fsmount,
-    fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
 use super::Union;
 
 /// Mounts the layers of `union` at its mount point by overlayfs; an init layer becomes the topmost lower.
+/// An option with an empty value is a flag.
 pub fn mount(union: &Union, options: &[(&str, &str)]) {
     let init = union.init.then(|| union.init(""));
     let lowers: Vec<_> = init.into_iter().chain((0..union.lowers).map(|i| union.lower(i, ""))).collect();
@@ -27,7 +28,11 @@ pub fn mount_lowers(lowers: &[impl AsRef<Path>], union: &Union, options: &[(&str
         fsconfig_set_string(&fs, "workdir", union.work("")).unwrap();
     }
     for (key, value) in options {
-        fsconfig_set_string(&fs, *key, *value).unwrap();
+        if value.is_empty() {
+            fsconfig_set_flag(&fs, *key).unwrap();
+        } else {
+            fsconfig_set_string(&fs, *key, *value).unwrap();
+        }
     }
     fsconfig_create(&fs).unwrap();
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();

@@ -124,7 +124,7 @@ pub fn diff(left: &Tree, right: &Tree) -> Vec<String> {
     for (path, l) in left {
         match right.get(path) {
             None => lines.push(format!("only left: {}", path.display())),
-            Some(r) if l != r => lines.push(format!("{}:\n   left {l:?}\n  right {r:?}", path.display())),
+            Some(r) if l != r => lines.push(format!("{}: {}", path.display(), fields(l, r))),
             Some(_) => {}
         }
     }
@@ -132,6 +132,28 @@ pub fn diff(left: &Tree, right: &Tree) -> Vec<String> {
         right.keys().filter(|p| !left.contains_key(*p)).map(|p| format!("only right: {}", p.display())),
     );
     lines
+}
+
+/// The fields in which two objects differ.
+fn fields(l: &Node, r: &Node) -> String {
+    let mut out = String::new();
+    let mut field = |name: &str, l: &dyn std::fmt::Debug, r: &dyn std::fmt::Debug| {
+        let (l, r) = (format!("{l:?}"), format!("{r:?}"));
+        if l != r {
+            out += &format!(" {name} left {l} right {r};");
+        }
+    };
+    field("mode", &format!("{:o}", l.mode), &format!("{:o}", r.mode));
+    field("owner", &l.owner, &r.owner);
+    field("size", &l.size, &r.size);
+    field("rdev", &l.rdev, &r.rdev);
+    field("mtime", &l.mtime, &r.mtime);
+    field("nlink", &l.nlink, &r.nlink);
+    field("content", &l.content, &r.content);
+    field("target", &l.target, &r.target);
+    field("xattrs", &l.xattrs, &r.xattrs);
+    field("same_as", &l.same_as, &r.same_as);
+    out
 }
 
 /// Fails, showing the differences, if two trees differ.

@@ -1,0 +1,243 @@
+//! Random operations on random layers, by one and shown by another.
+
+use std::path::Path;
+use std::process::Command;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+
+use crate::common::{Union, skip, text, tree};
+use crate::layers;
+use crate::need_unionfs;
+use crate::ops::{self, Handles, Op};
+use crate::peer::{Peer, ours, with_dir_times};
+
+/// What the layers hold, what the author does, and what the next one does.
+#[derive(Debug, Clone)]
+struct Case {
+    layers: Vec<Vec<layers::Entry>>,
+    ops: Vec<Op>,
+    more: Vec<Op>,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let layers = prop::collection::vec(prop::collection::vec(layers::entry(), 0..14), 2..=4);
+    let ops = || prop::collection::vec(ops::op(), 0..=80);
+    (layers, ops(), ops()).prop_map(|(layers, ops, more)| Case { layers, ops, more })
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |s| s.parse().unwrap_or_else(|_| panic!("{name}: {s}")))
+}
+
+/// Runs random cases. A failure is shrunk and shown.
+fn random(peer: Peer, run: impl Fn(Peer, &Case) -> Result<(), String>) {
+    need_unionfs!();
+    if let Some(reason) = peer.missing() {
+        return skip(&reason);
+    }
+    let seed = number("UNIONFS_EXCHANGE_SEED", 7);
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config {
+        cases: number("UNIONFS_EXCHANGE_CASES", 12) as u32,
+        failure_persistence: None,
+        max_shrink_iters: 1000,
+        max_shrink_time: 60_000,
+        ..Config::default()
+    };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    match runner.run(&case(), |case| run(peer, &case).map_err(TestCaseError::fail)) {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, case)) => {
+            panic!("{}, seed {seed}: {reason}\nshrunk to {case:#?}", peer.name())
+        }
+        Err(TestError::Abort(reason)) => panic!("{}, seed {seed}: {reason}", peer.name()),
+    }
+}
+
+/// The layers, on disk. Hardlinks only for peers that keep them together; and with all their names in
+/// sight, since who reads the layers cannot know how many the author counted.
+fn build(peer: Peer, case: &Case) -> Union {
+    let union = Union::new(case.layers.len());
+    let paths: Vec<_> = (0..union.lowers()).map(|i| union.lower(i, "")).collect();
+    for (path, entries) in paths.iter().zip(&case.layers) {
+        layers::build(path, entries, peer.keeps_hardlinks());
+    }
+    layers::flatten(&paths, &union.dir().join("flat"));
+    union
+}
+
+/// Does operations, as far as the reader is able to understand what they leave.
+fn work(root: &Path, ops: &[Op], directories: bool) {
+    let mut handles = Handles::default();
+    for op in ops {
+        if let Op::Rename { from, .. } = op
+            && !directories
+            && from.at(root).symlink_metadata().is_ok_and(|m| m.is_dir())
+        {
+            continue;
+        }
+        let _ = ops::apply(op, root, &mut handles, 0);
+    }
+}
+
+fn same(what: &str, author: &tree::Tree, reader: &tree::Tree) -> Result<(), String> {
+    let lines = tree::diff(author, reader);
+    if lines.is_empty() { Ok(()) } else { Err(format!("{what}, author left:\n{}", lines.join("\n"))) }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let out = Command::new("rsync").arg("-aHAX").arg(from.join("")).arg(to.join("")).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+}
+
+/// The peer works, and we show its layers: as lowers, as lowers below an upper, and going on in its upper.
+fn theirs(peer: Peer, case: &Case) -> Result<(), String> {
+    let mut union = build(peer, case);
+    peer.mount(&union);
+    work(&union.mnt(), &case.ops, true);
+    let mut shown = peer.read(&union);
+    let flat = union.dir().join("copy");
+    copy(&union.mnt(), &flat);
+    union.unmount();
+
+    let read = |union: &Union| {
+        let mut tree = ours(union);
+        peer.forgive(&mut tree);
+        tree
+    };
+    let mut below = Union::stacked(&union).read_only();
+    below.mount();
+    same("as lowers", &shown, &read(&below))?;
+    below.unmount();
+    drop(below);
+    let mut below = Union::stacked(&union);
+    below.mount();
+    same("as lowers of an upper", &shown, &read(&below))?;
+    go_on(case, &below.mnt(), &flat, &shown, "with their layers as lowers", |mnt| {
+        let mut tree = with_dir_times(mnt, tree::read_overlay(mnt));
+        peer.forgive(&mut tree);
+        tree
+    })?;
+    below.unmount();
+    drop(below);
+
+    union.mount();
+    // The root's attributes are the upper's either way.
+    same("as upper", &shown, &read(&union))?;
+    let copy_again = union.dir().join("copy-again");
+    copy(&union.mnt(), &copy_again);
+    go_on(case, &union.mnt(), &copy_again, &shown, "in their upper", |mnt| {
+        let mut tree = with_dir_times(mnt, tree::read_overlay(mnt));
+        peer.forgive(&mut tree);
+        tree
+    })?;
+    shown = read(&union);
+    union.remount();
+    same("after a remount", &shown, &read(&union))?;
+    union.unmount();
+    Ok(())
+}
+
+/// The same operations on the mount and on a copy of what it shows.
+fn go_on(
+    case: &Case,
+    mnt: &Path,
+    flat: &Path,
+    before: &tree::Tree,
+    what: &str,
+    read: impl Fn(&Path) -> tree::Tree,
+) -> Result<(), String> {
+    let begin =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
+    let mut handles = (Handles::default(), Handles::default());
+    for (i, op) in case.more.iter().enumerate() {
+        let here = ops::apply(op, mnt, &mut handles.0, begin);
+        if here == Err(rustix::io::Errno::XDEV) {
+            continue;
+        }
+        let there = ops::apply(op, flat, &mut handles.1, begin);
+        // How many names there were was not the peer's to tell.
+        let loose = |seen| match seen {
+            Ok(ops::Seen::Stat { mode, owner, size, .. }) => {
+                Ok(ops::Seen::Stat { mode, owner, size, nlink: 0, mtime: (0, 0) })
+            }
+            other => other,
+        };
+        let (here, there) = (loose(here), loose(there));
+        if here != there {
+            return Err(format!("{what}: operation {i}, {op:?}: mount {here:?}, copy {there:?}"));
+        }
+    }
+    let coarse = |root: &Path| {
+        let mut tree = read(root);
+        tree.remove(Path::new(""));
+        for node in tree.values_mut() {
+            // Times of fifos and of what changed meanwhile.
+            node.mtime = ops::coarse(node.mode, node.mtime, begin);
+            if node.mode & libc::S_IFMT == libc::S_IFDIR {
+                node.mtime = (0, 0);
+            }
+        }
+        tree
+    };
+    let _ = before;
+    same(&format!("{what}, after more operations, mount left"), &coarse(mnt), &coarse(flat))
+}
+
+/// We work, and the peer shows our layers.
+fn by_us(peer: Peer, case: &Case) -> Result<(), String> {
+    let mut union = build(peer, case);
+    if peer == Peer::KernelUser {
+        union = union.option("userxattr");
+    }
+    union.mount();
+    work(&union.mnt(), &case.ops, peer.follows_redirects());
+    let mut shown = ours(&union);
+    peer.forgive(&mut shown);
+    union.unmount();
+
+    peer.mount(&union);
+    same("as upper", &shown, &peer.read(&union))?;
+    work(&union.mnt(), &case.more, true);
+    let mut then = peer.read(&union);
+    union.unmount();
+    // And back.
+    union.mount();
+    let mut again = ours(&union);
+    peer.forgive(&mut again);
+    peer.forgive(&mut then);
+    same("back with us", &then, &again)?;
+    union.unmount();
+
+    let below = Union::stacked(&union).read_only();
+    peer.mount(&below);
+    same("as lowers", &then, &peer.read(&below))
+}
+
+macro_rules! directions {
+    ($($name:ident: $peer:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn random_shown_by_us() {
+                random($peer, theirs);
+            }
+
+            #[test]
+            fn random_shows_ours() {
+                random($peer, by_us);
+            }
+        }
+    )*};
+}
+
+directions! {
+    kernel: Peer::Kernel;
+    kernel_all: Peer::KernelAll;
+    kernel_user: Peer::KernelUser;
+    fuse_overlayfs_1: Peer::Fuse1;
+    fuse_overlayfs_2: Peer::Fuse2;
+}
