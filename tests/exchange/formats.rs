@@ -9,6 +9,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 
 use crate::common::files::{self, is_opaque, is_whiteout};
 use crate::common::{Union, overlay, tree};
+use crate::flat;
 use crate::layers;
 use crate::need_unionfs;
 use crate::peer::{ours, with_dir_times};
@@ -101,7 +102,7 @@ fn run(form: Form, entries: &[Vec<layers::Entry>]) -> Result<(), String> {
         layers::build(path, entries, true);
     }
     let flat = union.dir().join("flat");
-    layers::flatten(&paths, &flat);
+    flat::flatten(&paths, &flat);
     let mut want = with_dir_times(&flat, tree::read(&flat));
     want.remove(Path::new(""));
     for path in &paths {

@@ -7,10 +7,13 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../differential/flat.rs"]
+mod flat;
 mod formats;
 #[path = "../differential/layers.rs"]
 mod layers;
 #[path = "../differential/ops.rs"]
+#[allow(dead_code)] // Shared with the differential test, which uses all of it.
 mod ops;
 mod peer;
 mod random;

@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use crate::common::{Union, skip, text, tree};
 use crate::layers;
 use crate::need_unionfs;
-use crate::ops::{self, Handles, Op};
+use crate::ops::{self, Handles, Listing, Op};
 use crate::peer::{Peer, ours, with_dir_times};
 
 /// What the layers hold, what the author does, and what the next one does.
@@ -64,7 +64,7 @@ fn build(peer: Peer, case: &Case) -> Union {
     for (path, entries) in paths.iter().zip(&case.layers) {
         layers::build(path, entries, peer.keeps_hardlinks());
     }
-    layers::flatten(&paths, &union.dir().join("flat"));
+    crate::flat::flatten(&paths, &union.dir().join("flat"));
     union
 }
 
@@ -72,13 +72,14 @@ fn build(peer: Peer, case: &Case) -> Union {
 fn work(root: &Path, ops: &[Op], directories: bool) {
     let mut handles = Handles::default();
     for op in ops {
+        let listing = Listing::new(root);
         if let Op::Rename { from, .. } = op
             && !directories
-            && from.at(root).symlink_metadata().is_ok_and(|m| m.is_dir())
+            && root.join(from.find(&listing)).symlink_metadata().is_ok_and(|m| m.is_dir())
         {
             continue;
         }
-        let _ = ops::apply(op, root, &mut handles, 0);
+        let _ = ops::apply(op, root, &listing, &mut handles, 0);
     }
 }
 
@@ -153,11 +154,12 @@ fn go_on(
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     let mut handles = (Handles::default(), Handles::default());
     for (i, op) in case.more.iter().enumerate() {
-        let here = ops::apply(op, mnt, &mut handles.0, begin);
+        let listing = Listing::new(flat);
+        let here = ops::apply(op, mnt, &listing, &mut handles.0, begin);
         if here == Err(rustix::io::Errno::XDEV) {
             continue;
         }
-        let there = ops::apply(op, flat, &mut handles.1, begin);
+        let there = ops::apply(op, flat, &listing, &mut handles.1, begin);
         // How many names there were was not the peer's to tell.
         let loose = |seen| match seen {
             Ok(ops::Seen::Stat { mode, owner, size, .. }) => {
