@@ -49,7 +49,8 @@ Needs /dev/fuse and the right to mount. Everything is unmounted and removed at t
   passthrough=on|off     let the kernel read and write files itself where permitted (default: on)
   threads=N              worker threads (default: two per CPU, 4 to 16)
   fsname=NAME            source shown in the mount table (default: unionfs)
-  log=FILE               append the log of a detached mount to FILE
+  log=FILE               append the log of a detached mount to FILE; SIGUSR1 to the daemon adds its
+                         statistics: requests by kind, live objects, memory
 
 Environment:
   UNIONFS_LOG            what to log: error, warn (the default), info, debug, trace, or a filter

@@ -5,5 +5,6 @@ mod convert;
 mod handshake;
 pub mod mounts;
 mod reply;
+pub mod report;
 pub mod session;
 pub mod stats;
