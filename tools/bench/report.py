@@ -16,7 +16,7 @@ def base_of(result):
     return BASE if BASE in names else names[0]
 
 
-def describe(runner, scenarios, rounds, note):
+def describe(runner, scenarios, note):
     """Everything that was measured, and what it was measured on."""
     done = [step.label for scenario in scenarios for step in scenario.steps if step.label in runner.samples]
     workloads = []
@@ -36,7 +36,7 @@ def describe(runner, scenarios, rounds, note):
         "filesystem": filesystem(runner.run_dir),
         "overlay_parameters": overlay_parameters(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
-        "rounds": rounds,
+        "rounds": runner.rounds,
         "sizes": vars(runner.trees.sizes),
         "note": note,
         "backends": {b.name: b.version() for b in runner.backends},

@@ -58,6 +58,7 @@ class Runner:
         self.samples = {}
         self.charted = set()
         self.given_up = set()
+        self.rounds = 0
         self.probe = run_dir / "probe"
         self.env = {
             **git_environment(),
@@ -73,20 +74,26 @@ class Runner:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", self.probe, PROBE_SOURCE], check=True)
 
-    def run(self, scenarios, rounds, wanted):
-        """Runs each scenario `rounds` times, in each round on all backends one after the other."""
-        total = len(scenarios) * rounds
-        for i, scenario in enumerate(scenarios):
+    def run(self, scenarios, rounds, wanted, budget=None):
+        """Runs all scenarios `rounds` times, each on all backends one after the other. After the first round
+        none begins that is not likely to end within `budget` seconds."""
+        for scenario in scenarios:
             for step in scenario.steps:
                 if wanted(step.label):
                     self.samples[step.label] = {b.name: Samples() for b in self.backends}
                     if step.chart:
                         self.charted.add(step.label)
-            for turn in range(rounds):
+        begin = time.monotonic()
+        for turn in range(rounds):
+            if turn and budget and (time.monotonic() - begin) * (turn + 1) / turn > budget:
+                self.say(f"no time for round {turn + 1}", keep=True)
+                break
+            for i, scenario in enumerate(scenarios):
+                done = f"{100 * (turn * len(scenarios) + i) // (rounds * len(scenarios)):3} %, round {turn + 1}"
                 for backend in self.backends:
                     if (i, backend.name) not in self.given_up:
-                        done = f"{100 * (i * rounds + turn) // total:3} %, round {turn + 1} of {rounds}"
-                        self.one(i, scenario, backend, done)
+                        self.one(i, scenario, backend, f"{done} of {rounds}")
+            self.rounds = turn + 1
 
     def one(self, number, scenario, backend, done):
         """One round of a scenario on one backend."""
@@ -97,6 +104,8 @@ class Runner:
                 self.say(f"{done}: {at.label}: {backend.name}")
                 self.measure_mount(at, backend, place)
                 return
+            if scenario.sources:
+                self.warm(scenario, backend, place)
             root = self.enter(scenario, backend, place)
             for i, at in enumerate(scenario.steps):
                 self.say(f"{done}: {at.label}: {backend.name}")
@@ -134,6 +143,16 @@ class Runner:
             for name in scenario.changes:
                 system.run(["cp", "-a", place.stack.merged / name, place.mnt], self.limit)
         return place.mnt
+
+    def warm(self, scenario, backend, place):
+        """Reads what the steps read, below the mount: the first backend after a cold workload of all should
+        not be the one that reads it from the disk. Directories of the tree are read in all layers."""
+        stack = place.stack
+        tops = [stack.merged] if isinstance(backend, Native) else stack.lowers
+        paths = [top / name for name in scenario.sources for top in (*tops, self.trees.top)]
+        script = 'tar -cf - "$@" | cat; printf "int x;" | cc -x c -c -o /dev/null -; git --version'
+        argv = ["sh", "-c", script, "sh", *(p for p in paths if p.exists())]
+        system.run(argv, self.limit, quiet=True)
 
     def measure(self, step, backend, place, root):
         env = {**self.env, "M": os.fspath(root), "L": os.fspath(place.stack.lowers[0])}

@@ -21,8 +21,8 @@ WORDS = "layer upper lower merged whiteout opaque union name inode copy lookup m
 IMPORTS = (
     "argparse asyncio base64 bz2 calendar cgi cmd code codecs collections concurrent.futures configparser contextlib "
     "copy csv ctypes dataclasses datetime decimal difflib dis doctest email.mime.multipart email.mime.text "
-    "email.parser email.policy enum filecmp fileinput fractions ftplib functools getpass gettext glob graphlib gzip hashlib heapq "
-    "hmac html.parser http.client http.cookiejar http.server imaplib importlib.metadata inspect ipaddress json locale "
+    "email.parser email.policy enum filecmp fileinput fractions ftplib functools getpass gettext glob graphlib gzip "
+    "hashlib heapq hmac html.parser http.client http.cookiejar http.server imaplib importlib.metadata inspect ipaddress json locale "
     "logging.config logging.handlers lzma mailbox mimetypes multiprocessing.pool netrc numbers optparse pathlib pdb "
     "pickle pickletools pkgutil platform plistlib poplib pprint profile pydoc queue quopri random re sched secrets "
     "selectors shelve shlex shutil smtplib socketserver sqlite3 ssl statistics string stringprep subprocess sysconfig "
