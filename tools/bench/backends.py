@@ -126,7 +126,7 @@ class FuseOverlayfs(Program):
 
 
 class CratesFuseOverlayfs(FuseOverlayfs):
-    """The version of crates.io, which is newer than Debian's."""
+    """The version that cargo installs, which is newer than Debian's."""
 
     VERSION = "2.0.0"
 
