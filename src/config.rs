@@ -1,12 +1,17 @@
 //! What a mount is made of: its layers and options, as the command line or a caller gives them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The directories of a mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LayerPaths {
     /// Read-only lower layers, topmost first. At least one, at most [`MAX_LOWERS`].
     pub lowers: Vec<PathBuf>,
+    /// Data-only lower layers, in the order in which they are asked (overlayfs.rst, "Data-only lower
+    /// layers"): they show nothing, and hold data that files of the lowers name by path. They count for
+    /// [`MAX_LOWERS`].
+    pub data: Vec<PathBuf>,
     /// The container init layer, writable in place, between the upper and the lowers.
     pub init: Option<PathBuf>,
     /// The read-write layer. Without it the mount is read-only.
@@ -22,6 +27,34 @@ pub struct LayerPaths {
 
 /// The largest number of lower layers, as in the kernel's overlayfs (`OVL_MAX_STACK`).
 pub const MAX_LOWERS: usize = 500;
+
+/// What redirects are good for (`redirect_dir=`): where a directory, or the data of a file, lies in lower
+/// layers under another name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RedirectDir {
+    /// A directory with lower parts is renamed by writing one (`on`).
+    #[default]
+    On,
+    /// None is written: a rename of such a directory fails by EXDEV. Those in the layers are followed
+    /// (`off`, `follow`).
+    Follow,
+    /// Those in the layers are not followed either: what has one cannot be opened, EPERM (`nofollow`).
+    NoFollow,
+}
+
+/// Access times of a mount, as in mount(8).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Atime {
+    /// What the kernel does unasked (`atime`).
+    #[default]
+    Default,
+    /// None (`noatime`).
+    No,
+    /// When older than the last change (`relatime`).
+    Relative,
+    /// Always (`strictatime`).
+    Strict,
+}
 
 /// Options of a mount (`-o`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +72,14 @@ pub struct Options {
     pub nosuid: bool,
     /// No execution of programs (`noexec`).
     pub noexec: bool,
-    /// No access time updates (`noatime`).
-    pub noatime: bool,
+    /// Access times (`noatime`, `relatime`, `strictatime`).
+    pub atime: Atime,
+    /// No access times of directories (`nodiratime`).
+    pub nodiratime: bool,
+    /// Every write is on the device before it returns (`sync`).
+    pub sync: bool,
+    /// The mount flag of synchronous directories (`dirsync`).
+    pub dirsync: bool,
     /// Other users may enter (`allow_other`; the default for root).
     pub allow_other: Option<bool>,
     /// Worker threads; `None` takes the default for the machine (`threads=N`).
@@ -51,6 +90,13 @@ pub struct Options {
     pub passthrough: bool,
     /// Leave a lower file's data where it is while only its attributes change (`metacopy=on|off`).
     pub metacopy: bool,
+    /// Redirects (`redirect_dir=on|off|follow|nofollow`).
+    pub redirect_dir: RedirectDir,
+    /// Keep the names of a lower file together when it is copied up (`index=on|off`).
+    pub index: bool,
+    /// How long the kernel may keep names and attributes (`timeout=SECONDS`); `None`: without limit,
+    /// since nobody else changes the layers.
+    pub timeout: Option<Duration>,
     /// A file that a detached mount appends its log to (`log=PATH`).
     pub log: Option<PathBuf>,
 }
@@ -64,12 +110,18 @@ impl Default for Options {
             nodev: false,
             nosuid: false,
             noexec: false,
-            noatime: false,
+            atime: Atime::Default,
+            nodiratime: false,
+            sync: false,
+            dirsync: false,
             allow_other: None,
             threads: None,
             fsname: None,
             passthrough: true,
             metacopy: false,
+            redirect_dir: RedirectDir::On,
+            index: true,
+            timeout: None,
             log: None,
         }
     }

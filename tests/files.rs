@@ -16,7 +16,9 @@ use common::files::{
     CAPABILITY, acl_for, chmod, dir, exists, get, list, mode, put, set_times, set_xattr, xattr, xattr_names,
 };
 use common::tree;
-use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom as Seeks, XattrFlags};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom as Seeks, StatxFlags, XattrFlags,
+};
 use rustix::io::Errno;
 
 const ACCESS: &str = "system.posix_acl_access";
@@ -113,11 +115,18 @@ fn a_write_copies_up_once_and_right() {
 fn truncation() {
     need_mount!();
     let u = Union::new(1);
+    put(u.lower(0, "empty"), "");
+    set_times(u.lower(0, "empty"), (1_000, 0), (1_000, 0));
     for name in ["open", "path", "grow", "fd"] {
         put(u.lower(0, name), "0123456789");
     }
     let mut u = u.mounted();
     put(u.at("open"), "");
+    put(u.at("empty"), "");
+    assert!(
+        u.at("empty").metadata().unwrap().mtime() > 1_000,
+        "O_TRUNC sets the times of an empty file, too"
+    );
     rustix::fs::ftruncate(rw(u.at("fd")), 3).unwrap();
     Command::new("truncate").args(["-s", "4"]).arg(u.at("path")).status().unwrap();
     rw(u.at("grow")).set_len(12).unwrap();
@@ -428,13 +437,28 @@ fn set_id_bits_go_when_another_user_writes() {
         set_xattr(u.lower(0, name), "security.capability", &CAPABILITY);
     }
     let u = u.mounted();
-    put(u.at("d/up"), "x");
-    chmod(u.at("d/up"), 0o6777);
-    for (name, script) in [("d/low", "echo x >> low"), ("d/low2", ": > low2"), ("d/up", "echo x >> up")] {
+    let copy = "import os; i, o = os.open('from', os.O_RDONLY), os.open('up4', os.O_WRONLY); \
+                assert os.copy_file_range(i, o, 5) == 5";
+    put(u.at("d/from"), "other");
+    for (name, script) in [
+        ("d/low", "echo x >> low"),
+        ("d/low2", ": > low2"),
+        ("d/up", "echo x >> up"),
+        ("d/up2", ": > up2"),
+        ("d/up3", "fallocate -l 10000 up3"),
+        ("d/up4", &format!("python3 -c \"{copy}\"")),
+    ] {
+        if name.starts_with("d/up") {
+            put(u.at(name), "x");
+            chmod(u.at(name), 0o6777);
+        }
         assert_eq!(mode(u.at(name)), 0o6777);
         let mut sh = Command::new("sh");
         let out = sh.current_dir(u.at("d")).arg("-c").arg(script).uid(1234).gid(1234).output().unwrap();
         assert!(out.status.success(), "{}", common::text(&out));
+        // Asked for the mode alone, as by who runs a program: other attributes must not be what brings it.
+        let st = rustix::fs::statx(CWD, u.at(name), AtFlags::empty(), StatxFlags::MODE).unwrap();
+        assert_eq!(st.stx_mode & 0o7777, 0o777, "{name}: the mode that the kernel goes by");
         assert_eq!(mode(u.at(name)), 0o777, "{name}");
         assert_eq!(mode(u.upper(name)), 0o777, "{name} in the upper");
         assert_eq!(xattr(u.at(name), "security.capability"), None, "{name}");
@@ -471,6 +495,44 @@ fn times() {
     let dir_before = u.mnt().metadata().unwrap().mtime();
     put(u.at("g"), "");
     assert_ne!(u.mnt().metadata().unwrap().mtime(), dir_before);
+}
+
+/// Writes to a mapping of each file, while it is open and when only the mapping is left. By the C library:
+/// Python's own mapping keeps the file open.
+const MAPPED: &str = "
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + 3 * [ctypes.c_int] + [ctypes.c_long]
+libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+for name in sys.argv[1:]:
+    before = os.stat(name)
+    fd = os.open(name, os.O_RDWR)
+    page = libc.mmap(None, 4096, 3, 1, fd, 0)
+    assert page != ctypes.c_void_p(-1).value
+    for what in ('open', 'closed'):
+        time.sleep(0.02)
+        ctypes.c_char.from_address(page).value = b'1'
+        libc.msync(page, 4096, 4)
+        after = os.stat(name)
+        assert after.st_mtime_ns > before.st_mtime_ns, f'{name}, {what}: mtime'
+        assert after.st_ctime_ns > before.st_ctime_ns, f'{name}, {what}: ctime'
+        before = after
+        if what == 'open':
+            os.close(fd)
+";
+
+#[test]
+fn a_write_to_a_mapping_changes_times() {
+    need_mount!();
+    let u = Union::new(1);
+    put(u.lower(0, "low"), "x".repeat(10_000));
+    put(u.upper("up"), "x".repeat(10_000));
+    let u = u.mounted();
+    put(u.at("new"), "x".repeat(10_000));
+    for name in ["low", "up", "new"] {
+        common::run("python3", &["-c".as_ref(), MAPPED.as_ref(), u.at(name).as_ref()]);
+    }
 }
 
 #[test]

@@ -3,7 +3,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+
+use super::options;
 
 /// Layered union filesystem: several directories appear as one
 #[derive(Debug, Parser)]
@@ -37,19 +40,38 @@ Needs /dev/fuse and the right to mount. Everything is unmounted and removed at t
 /// Arguments of `mount`.
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "unionfs mount [OPTIONS] LOWER[:LOWER...] UPPER MOUNTPOINT
-       unionfs mount [OPTIONS] --read-only LOWER[:LOWER...] MOUNTPOINT")]
+       unionfs mount [OPTIONS] --read-only LOWER[:LOWER...] MOUNTPOINT
+       unionfs mount [OPTIONS] -o lowerdir=LOWER[:LOWER...][,upperdir=UPPER][,OPT]... MOUNTPOINT")]
 #[command(after_help = "Mount options (-o):
-  ro, rw                 refuse or permit writes through the mount
-  noatime                never update access times
-  nodev, nosuid, noexec  ignore device nodes, set-ID bits, programs; dev, suid and exec undo them
-  allow_other[=on|off]   let other users in (the default for root)
+  lowerdir=LOWER[:LOWER...][::DATA...], upperdir=UPPER, workdir=DIR, init=DIR
+                         the layers, in place of arguments but MOUNTPOINT; without upperdir the
+                         mount is read-only
+  lowerdir+=LOWER, datadir+=DATA
+                         one more lower or data-only layer at the end; a colon stands for itself
+  redirect_dir=on|off|follow|nofollow
+                         rename directories of lower layers in place (on, the default); copy them
+                         instead (EXDEV) but follow redirects in the layers (off, follow), or not
+                         even that (nofollow)
+  index=on|off           keep hardlinks of lower files together when these change (default: on)
+  metacopy=on|off        copy no data up when only attributes of a lower file change (default: off)
+  xino=on|off|auto, uuid=on|off|null|auto
+                         accepted; inode numbers are always unique
   userxattr[=on|off]     keep private attributes in user.overlay. instead of trusted.overlay.
                          (default: what the upper layer permits)
   volatile               skip every sync; a crash may leave the upper layer unusable
+  ro, rw                 refuse or permit writes through the mount
+  nodev, nosuid, noexec  ignore device nodes, set-ID bits, programs; dev, suid and exec undo them
+  sync                   every write is on the device before it returns; async undoes it
+  noatime, relatime, strictatime, nodiratime, dirsync
+                         flags of the mount, as in mount(8); access times are those of the layers
+  allow_other[=on|off]   let other users in (the default for root)
+  default_permissions    accepted; always so
+  timeout=SECONDS        how long the kernel may keep names and attributes (default: no limit)
   passthrough=on|off     let the kernel read and write files itself where permitted (default: on)
   threads=N              worker threads (default: two per CPU, 4 to 16)
   fsname=NAME            source shown in the mount table (default: unionfs)
   log=FILE               append the log of a detached mount to FILE
+In a value, `\\,` stands for a comma, and in a path `\\:` for a colon and `\\\\` for a backslash.
 
 Environment:
   UNIONFS_LOG            what to log: error, warn (the default), info, debug, trace, or a filter
@@ -58,20 +80,22 @@ Environment:
 Examples:
   unionfs mount lower1:lower2 upper /mnt/root
   unionfs mount --create --init container/init image2:image1:base container/upper /mnt/root
-  unionfs mount --read-only image2:image1:base /mnt/image")]
+  unionfs mount --read-only image2:image1:base /mnt/image
+  unionfs mount -o lowerdir=lower1:lower2,upperdir=upper,workdir=work /mnt/root")]
 pub struct MountArgs {
     /// Lower layers, topmost first; never changed. `\:` stands for a colon in a name, `\\` for a
-    /// backslash
+    /// backslash. After `::` comes a data-only layer, which shows nothing by itself
+    // When options name the layers, the only path there is, which then is the mount point.
     #[arg(value_name = "LOWER[:LOWER...]")]
     pub lowers: OsString,
 
     /// Upper layer: takes everything that is new or changed
     // With --read-only, the only path there is, which then is the mount point.
     #[arg(value_name = "UPPER")]
-    pub upper: PathBuf,
+    pub upper: Option<PathBuf>,
 
     /// Directory where the merged tree appears
-    #[arg(value_name = "MOUNTPOINT", required_unless_present = "read_only", conflicts_with = "read_only")]
+    #[arg(value_name = "MOUNTPOINT", conflicts_with = "read_only")]
     pub mountpoint: Option<PathBuf>,
 
     /// Mount the lower layers alone, without an upper layer
@@ -100,6 +124,50 @@ pub struct MountArgs {
     pub options: Vec<OsString>,
 }
 
+impl Args {
+    /// The arguments of the process. Tells of a wrong usage, and ends the process then.
+    pub fn read() -> Self {
+        Self::read_from(std::env::args_os()).unwrap_or_else(|e| e.exit())
+    }
+
+    fn read_from(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let args = Self::try_parse_from(args)?;
+        match &args.command {
+            Command::Mount(mount) => match mount.missing() {
+                Some(missing) => Err(mount_error(missing)),
+                None => Ok(args),
+            },
+            _ => Ok(args),
+        }
+    }
+}
+
+fn mount_error(missing: &str) -> clap::Error {
+    let mut command = Args::command();
+    command.build();
+    let mount = command.find_subcommand_mut("mount");
+    let text = format!("the following required argument was not provided: {missing}");
+    match mount {
+        Some(mount) => mount.error(ErrorKind::MissingRequiredArgument, text),
+        None => command.error(ErrorKind::MissingRequiredArgument, text),
+    }
+}
+
+impl MountArgs {
+    /// The argument that is missing. How many there must be depends on whether options name the layers.
+    fn missing(&self) -> Option<&'static str> {
+        let layers_named = options::parse(&self.options).map_or(true, |parsed| !parsed.layers.is_empty());
+        match (&self.upper, &self.mountpoint) {
+            // A wrong option will be told of in any case.
+            _ if layers_named => None,
+            (Some(_), Some(_)) => None,
+            (Some(_), None) if self.read_only => None,
+            (None, _) if !self.read_only => Some("UPPER"),
+            _ => Some("MOUNTPOINT"),
+        }
+    }
+}
+
 /// Arguments of `umount`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -120,7 +188,6 @@ pub struct UmountArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn is_consistent() {
@@ -138,10 +205,13 @@ mod tests {
 
     #[test]
     fn read_only_takes_two_paths() {
-        let parse = |args: &[&str]| Args::try_parse_from(args);
+        let parse = |args: &[&str]| Args::read_from(args.iter().copied());
         assert!(parse(&["unionfs", "mount", "--read-only", "a:b", "m"]).is_ok());
         assert!(parse(&["unionfs", "mount", "--read-only", "a:b", "u", "m"]).is_err());
         assert!(parse(&["unionfs", "mount", "a:b", "u"]).is_err());
+        assert!(parse(&["unionfs", "mount", "m"]).is_err());
+        assert!(parse(&["unionfs", "mount", "-o", "ro", "m"]).is_err());
+        assert!(parse(&["unionfs", "mount", "-o", "lowerdir=a", "m"]).is_ok());
         assert!(parse(&["unionfs", "mount", "a:b", "u", "m"]).is_ok());
     }
 }

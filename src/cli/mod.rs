@@ -2,6 +2,7 @@
 
 mod args;
 mod demo;
+pub mod layer_list;
 mod logging;
 mod made;
 mod mount;
@@ -11,14 +12,12 @@ mod umount;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::error::MountError;
 
 /// Runs the command that the process was called with. A failure is told in one sentence on standard
 /// error and by exit status 1; clap tells of a wrong usage itself, with status 2.
 pub fn run() -> ExitCode {
-    let result = match args::Args::parse().command {
+    let result = match args::Args::read().command {
         args::Command::Mount(args) => mount::run(args),
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),

@@ -8,8 +8,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::args::MountArgs;
+use super::layer_list::{Lowers, split_layers};
+use super::logging;
 use super::made::Made;
-use super::{logging, options};
+use super::options::{self, NamedLayers};
 use crate::config::{LayerPaths, MountConfig};
 use crate::error::{Errno, MountError};
 use crate::format::mountinfo;
@@ -119,16 +121,52 @@ fn stop(stopper: &Stopper) -> ! {
 
 /// Reads the arguments, without a look at the filesystem.
 fn configure(args: MountArgs) -> Result<MountConfig, MountError> {
-    let lowers = options::split_layers(&args.lowers)?;
-    let (upper, mountpoint) = match args.mountpoint {
-        Some(mountpoint) => (Some(args.upper), mountpoint),
-        None => (None, args.upper),
+    let parsed = options::parse(&args.options)?;
+    parsed.refuse_unknown()?;
+    let (layers, mountpoint) =
+        if parsed.layers.is_empty() { by_arguments(args)? } else { by_options(parsed.layers, args)? };
+    Ok(MountConfig { layers, mountpoint, options: parsed.options })
+}
+
+/// The layers as the arguments name them.
+fn by_arguments(args: MountArgs) -> Result<(LayerPaths, PathBuf), MountError> {
+    let Lowers { merged: lowers, data } = split_layers(&args.lowers)?;
+    let (upper, mountpoint) = match (args.upper, args.mountpoint) {
+        (Some(upper), Some(mountpoint)) => (Some(upper), mountpoint),
+        (Some(mountpoint), None) | (None, Some(mountpoint)) => (None, mountpoint),
+        (None, None) => return Err(MountError::option("MOUNTPOINT", "is missing; name a directory")),
     };
-    Ok(MountConfig {
-        layers: LayerPaths { lowers, init: args.init, upper, work: args.work, init_work: None },
-        mountpoint,
-        options: options::parse(&args.options)?,
-    })
+    Ok((LayerPaths { lowers, data, init: args.init, upper, work: args.work, init_work: None }, mountpoint))
+}
+
+/// The layers as the options name them.
+fn by_options(layers: NamedLayers, args: MountArgs) -> Result<(LayerPaths, PathBuf), MountError> {
+    let mixed = |what: &str| {
+        let reason = "cannot stand beside layers named by -o (lowerdir=, upperdir=, workdir=, init=); name all \
+                      layers by options, and MOUNTPOINT as the only argument, or all by arguments";
+        Err(MountError::option(what, reason))
+    };
+    if args.upper.is_some() || args.mountpoint.is_some() {
+        return mixed(&args.lowers.to_string_lossy());
+    }
+    for (flag, given) in [("--init", args.init.is_some()), ("--work", args.work.is_some())] {
+        if given {
+            return mixed(flag);
+        }
+    }
+    if args.read_only && layers.upper.is_some() {
+        return Err(MountError::option("upperdir", "cannot stand beside --read-only; leave one of them out"));
+    }
+    if layers.lowers.merged.is_empty() {
+        return Err(MountError::option("lowerdir", "is missing; add lowerdir=LOWER[:LOWER...] to -o"));
+    }
+    for (name, path) in [("upperdir=", &layers.upper), ("workdir=", &layers.work)] {
+        if path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err(MountError::option(name, "needs a directory; name one or leave the option out"));
+        }
+    }
+    let NamedLayers { lowers: Lowers { merged: lowers, data }, upper, work, init } = layers;
+    Ok((LayerPaths { lowers, data, init, upper, work, init_work: None }, args.lowers.into()))
 }
 
 /// Checks everything, creates what is to be created, mounts.

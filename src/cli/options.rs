@@ -1,189 +1,367 @@
-//! Mount options and lists of layers, as bytes: a path need not be UTF-8.
+//! Mount options, as bytes: a path need not be UTF-8.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::config::Options;
+use super::layer_list::{Lowers, split_layers, unescape};
+use crate::config::{Atime, Options, RedirectDir};
 use crate::error::MountError;
 
 /// The most worker threads that `threads=` takes.
 pub const MAX_THREADS: usize = 512;
 
-/// Splits a list of layers at its colons. As in the kernel's `lowerdir=`, `\:` stands for a colon and
-/// `\\` for a backslash; a backslash before anything else stands for itself.
+/// What the options say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// How to mount.
+    pub options: Options,
+    /// What to mount.
+    pub layers: NamedLayers,
+    /// Options that are none, in their order: refused or only told of, as the caller wishes.
+    pub unknown: Vec<OsString>,
+}
+
+/// The layers that options name. An empty path was given as such.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NamedLayers {
+    /// `lowerdir=`, `lowerdir+=` and `datadir+=`.
+    pub lowers: Lowers,
+    /// `upperdir=`.
+    pub upper: Option<PathBuf>,
+    /// `workdir=`.
+    pub work: Option<PathBuf>,
+    /// `init=`.
+    pub init: Option<PathBuf>,
+}
+
+impl NamedLayers {
+    /// Whether no option names a layer.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Reads the values of all `-o`. A later option overrides an earlier one, as with mount(8). `\,` stands
+/// for a comma in a value; in paths, `\:` for a colon and `\\` for a backslash.
 ///
 /// # Errors
-/// An empty name in the list.
-pub fn split_layers(list: &OsStr) -> Result<Vec<PathBuf>, MountError> {
-    let mut layers = Vec::new();
-    let mut current = Vec::new();
-    let mut rest = list.as_bytes();
+/// A wrong value, named.
+pub fn parse(lists: &[OsString]) -> Result<Parsed, MountError> {
+    let mut parsed = Parsed::default();
+    for list in lists {
+        for option in split_options(list.as_bytes()).iter().filter(|option| !option.is_empty()) {
+            parsed.apply(option)?;
+        }
+    }
+    Ok(parsed)
+}
+
+/// Splits at the commas that no backslash protects, and takes the backslashes before commas away. Those
+/// before other bytes are left to the reader of the value.
+fn split_options(mut rest: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = vec![Vec::new()];
+    let mut push = |bytes: &[u8], ends: bool| {
+        if let Some(last) = all.last_mut() {
+            last.extend_from_slice(bytes);
+        }
+        if ends {
+            all.push(Vec::new());
+        }
+    };
     loop {
-        match rest {
-            [b'\\', escaped @ (b':' | b'\\'), tail @ ..] => {
-                current.push(*escaped);
-                rest = tail;
+        rest = match rest {
+            [b'\\', b',', tail @ ..] => {
+                push(b",", false);
+                tail
             }
-            [b':', tail @ ..] => {
-                layers.push(std::mem::take(&mut current));
-                rest = tail;
+            [b'\\', b'\\', tail @ ..] => {
+                push(br"\\", false);
+                tail
+            }
+            [b',', tail @ ..] => {
+                push(b"", true);
+                tail
             }
             [byte, tail @ ..] => {
-                current.push(*byte);
-                rest = tail;
+                push(&[*byte], false);
+                tail
             }
-            [] => break,
-        }
+            [] => return all,
+        };
     }
-    layers.push(current);
-    if layers.iter().any(Vec::is_empty) {
-        let reason = "a name in the list is empty; write LOWER[:LOWER...], with \\: for a colon in a name";
-        return Err(MountError::option(show(list), reason));
-    }
-    Ok(layers.into_iter().map(|name| PathBuf::from(OsString::from_vec(name))).collect())
 }
 
-/// Joins names to a list that [`split_layers`] takes apart again.
-pub fn join_layers<'a>(layers: impl IntoIterator<Item = &'a OsStr>) -> OsString {
-    let mut list = Vec::new();
-    for (i, layer) in layers.into_iter().enumerate() {
-        if i > 0 {
-            list.push(b':');
+/// One option.
+struct Given<'a> {
+    whole: &'a [u8],
+    value: Option<&'a [u8]>,
+}
+
+impl<'a> Given<'a> {
+    fn wrong(&self, reason: impl Into<String>) -> MountError {
+        MountError::option(OsStr::from_bytes(self.whole).to_string_lossy(), reason)
+    }
+
+    /// The meaning of a flag, which takes no value.
+    fn flag<T>(&self, meaning: T) -> Result<T, MountError> {
+        match self.value {
+            None => Ok(meaning),
+            Some(_) => Err(self.wrong("takes no value")),
         }
-        for &byte in layer.as_bytes() {
-            if matches!(byte, b':' | b'\\') {
-                list.push(b'\\');
+    }
+
+    /// One of the values in `choices`. Named by the error: all of them.
+    fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T, MountError> {
+        let found = choices.iter().find(|(name, _)| self.value == Some(name.as_bytes()));
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+            let names = match names.split_last() {
+                Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+                _ => names.concat(),
+            };
+            self.wrong(format!("takes the value {names}"))
+        })
+    }
+
+    fn switch(&self) -> Result<bool, MountError> {
+        self.choice(&[("on", true), ("off", false)])
+    }
+
+    /// A switch that is on when it has no value.
+    fn lone_switch(&self) -> Result<bool, MountError> {
+        if self.value.is_none() { Ok(true) } else { self.switch() }
+    }
+
+    fn text(&self) -> Result<&'a [u8], MountError> {
+        match self.value {
+            Some(value) if !value.is_empty() => Ok(value),
+            _ => Err(self.wrong("needs a value after an equals sign")),
+        }
+    }
+
+    fn utf8(&self) -> Result<String, MountError> {
+        let name = unescape(self.text()?);
+        name.into_string().map_err(|_| self.wrong("takes a name in UTF-8"))
+    }
+
+    fn path(&self) -> Result<PathBuf, MountError> {
+        self.text().map(|text| PathBuf::from(unescape(text)))
+    }
+
+    /// A path, or an empty one.
+    fn any_path(&self) -> Result<PathBuf, MountError> {
+        if self.value == Some(b"") { Ok(PathBuf::new()) } else { self.path() }
+    }
+
+    fn number(&self, range: std::ops::RangeInclusive<usize>) -> Result<usize, MountError> {
+        let number = OsStr::from_bytes(self.text()?).to_str().and_then(|s| s.parse().ok());
+        number
+            .filter(|n| range.contains(n))
+            .ok_or_else(|| self.wrong(format!("takes a number from {} to {}", range.start(), range.end())))
+    }
+
+    fn seconds(&self) -> Result<Duration, MountError> {
+        let text = OsStr::from_bytes(self.text()?).to_str();
+        let seconds: Option<f64> = text.and_then(|s| s.parse().ok());
+        // So large a number means no limit.
+        let longest = Duration::from_secs(u64::from(u32::MAX));
+        match seconds {
+            Some(s) if s >= 0.0 => Ok(Duration::try_from_secs_f64(s).unwrap_or(longest).min(longest)),
+            _ => Err(self.wrong("takes a number of seconds, such as 1 or 0.5")),
+        }
+    }
+}
+
+impl Parsed {
+    fn apply(&mut self, whole: &[u8]) -> Result<(), MountError> {
+        let (name, value) = match whole.iter().position(|b| *b == b'=') {
+            Some(at) => (&whole[..at], Some(&whole[at + 1..])),
+            None => (whole, None),
+        };
+        let given = Given { whole, value };
+        if !self.apply_layer(name, &given)? && !self.apply_option(name, &given)? {
+            self.unknown.push(OsStr::from_bytes(whole).to_owned());
+        }
+        Ok(())
+    }
+
+    fn apply_layer(&mut self, name: &[u8], given: &Given<'_>) -> Result<bool, MountError> {
+        let layers = &mut self.layers;
+        match name {
+            b"lowerdir" => layers.lowers = split_layers(OsStr::from_bytes(given.text()?))?,
+            b"lowerdir+" => layers.lowers.merged.push(given.path()?),
+            b"datadir+" => layers.lowers.data.push(given.path()?),
+            b"upperdir" => layers.upper = Some(given.any_path()?),
+            b"workdir" => layers.work = Some(given.any_path()?),
+            b"init" => layers.init = Some(given.path()?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn apply_option(&mut self, name: &[u8], given: &Given<'_>) -> Result<bool, MountError> {
+        let options = &mut self.options;
+        match name {
+            b"ro" => options.read_only = given.flag(true)?,
+            b"rw" => options.read_only = given.flag(false)?,
+            b"nodev" => options.nodev = given.flag(true)?,
+            b"dev" => options.nodev = given.flag(false)?,
+            b"nosuid" => options.nosuid = given.flag(true)?,
+            b"suid" => options.nosuid = given.flag(false)?,
+            b"noexec" => options.noexec = given.flag(true)?,
+            b"exec" => options.noexec = given.flag(false)?,
+            b"atime" | b"norelatime" | b"nostrictatime" => options.atime = given.flag(Atime::Default)?,
+            b"noatime" => options.atime = given.flag(Atime::No)?,
+            b"relatime" => options.atime = given.flag(Atime::Relative)?,
+            b"strictatime" => options.atime = given.flag(Atime::Strict)?,
+            b"nodiratime" => options.nodiratime = given.flag(true)?,
+            b"diratime" => options.nodiratime = given.flag(false)?,
+            b"sync" => options.sync = given.flag(true)?,
+            b"async" => options.sync = given.flag(false)?,
+            b"dirsync" => options.dirsync = given.flag(true)?,
+            b"volatile" => options.volatile = given.flag(true)?,
+            b"userxattr" => options.userxattr = Some(given.lone_switch()?),
+            b"allow_other" => options.allow_other = Some(given.lone_switch()?),
+            // Always so: the kernel checks permissions.
+            b"default_permissions" => given.flag(())?,
+            // Always so: numbers are unique over all layers.
+            b"xino" => given.choice(&[("on", ()), ("off", ()), ("auto", ())])?,
+            // Origins carry the UUID of the layer's filesystem, and lead nowhere if it has none.
+            b"uuid" => given.choice(&[("on", ()), ("off", ()), ("null", ()), ("auto", ())])?,
+            b"redirect_dir" => {
+                options.redirect_dir = given.choice(&[
+                    ("on", RedirectDir::On),
+                    ("off", RedirectDir::Follow),
+                    ("follow", RedirectDir::Follow),
+                    ("nofollow", RedirectDir::NoFollow),
+                ])?;
             }
-            list.push(byte);
+            b"index" => options.index = given.switch()?,
+            b"metacopy" => options.metacopy = given.switch()?,
+            b"passthrough" => options.passthrough = given.switch()?,
+            b"timeout" => options.timeout = Some(given.seconds()?),
+            b"threads" => options.threads = Some(given.number(1..=MAX_THREADS)?),
+            b"fsname" => options.fsname = Some(given.utf8()?),
+            b"log" => options.log = Some(given.path()?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Refuses what is unknown.
+    ///
+    /// # Errors
+    /// The first unknown option, named.
+    pub fn refuse_unknown(&self) -> Result<(), MountError> {
+        match self.unknown.first() {
+            None => Ok(()),
+            Some(option) => Err(MountError::option(
+                option.to_string_lossy(),
+                "is unknown; `unionfs mount --help` lists the options",
+            )),
         }
     }
-    OsString::from_vec(list)
-}
-
-/// Reads the values of all `-o`. A later option overrides an earlier one, as with mount(8).
-///
-/// # Errors
-/// An unknown option or a wrong value, named.
-pub fn parse(lists: &[OsString]) -> Result<Options, MountError> {
-    let mut options = Options::default();
-    for list in lists {
-        for option in list.as_bytes().split(|b| *b == b',').filter(|option| !option.is_empty()) {
-            apply(&mut options, option)?;
-        }
-    }
-    Ok(options)
-}
-
-fn apply(options: &mut Options, option: &[u8]) -> Result<(), MountError> {
-    let (name, value) = match option.iter().position(|b| *b == b'=') {
-        Some(at) => (&option[..at], Some(&option[at + 1..])),
-        None => (option, None),
-    };
-    let wrong = |reason: String| MountError::option(show(OsStr::from_bytes(option)), reason);
-    let switch = |on_alone: bool| match value {
-        Some(b"on") => Ok(true),
-        Some(b"off") => Ok(false),
-        None if on_alone => Ok(true),
-        _ => Err(wrong("takes the value on or off".into())),
-    };
-    let flag = |on: bool| match value {
-        None => Ok(on),
-        Some(_) => Err(wrong("takes no value".into())),
-    };
-    let text = || match value {
-        Some(value) if !value.is_empty() => Ok(OsStr::from_bytes(value)),
-        _ => Err(wrong("needs a value after an equals sign".into())),
-    };
-    match name {
-        b"ro" => options.read_only = flag(true)?,
-        b"rw" => options.read_only = flag(false)?,
-        b"userxattr" => options.userxattr = Some(switch(true)?),
-        b"volatile" => options.volatile = flag(true)?,
-        b"nodev" => options.nodev = flag(true)?,
-        b"dev" => options.nodev = flag(false)?,
-        b"nosuid" => options.nosuid = flag(true)?,
-        b"suid" => options.nosuid = flag(false)?,
-        b"noexec" => options.noexec = flag(true)?,
-        b"exec" => options.noexec = flag(false)?,
-        b"noatime" => options.noatime = flag(true)?,
-        b"atime" => options.noatime = flag(false)?,
-        b"allow_other" => options.allow_other = Some(switch(true)?),
-        b"threads" => {
-            let count = text()?.to_str().and_then(|s| s.parse().ok());
-            match count {
-                Some(count) if (1..=MAX_THREADS).contains(&count) => options.threads = Some(count),
-                _ => return Err(wrong(format!("takes a number from 1 to {MAX_THREADS}"))),
-            }
-        }
-        b"fsname" => {
-            let name = text()?.to_str().ok_or_else(|| wrong("takes a name in UTF-8".into()))?;
-            options.fsname = Some(name.to_owned());
-        }
-        b"passthrough" => options.passthrough = switch(false)?,
-        b"metacopy" => options.metacopy = switch(false)?,
-        b"log" => options.log = Some(PathBuf::from(text()?)),
-        _ => return Err(wrong("is unknown; `unionfs mount --help` lists the options".into())),
-    }
-    Ok(())
-}
-
-fn show(text: &OsStr) -> String {
-    text.to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::os::unix::ffi::OsStringExt;
 
-    fn split(list: &str) -> Vec<String> {
-        let layers = split_layers(OsStr::new(list)).unwrap();
-        layers.into_iter().map(|p| p.to_str().unwrap().to_owned()).collect()
+    fn options(list: &str) -> Options {
+        let parsed = parse(&[list.into()]).unwrap();
+        assert_eq!((parsed.unknown, parsed.layers.is_empty()), (Vec::new(), true));
+        parsed.options
     }
 
-    #[test]
-    fn splits_at_plain_colons_only() {
-        assert_eq!(split("a"), ["a"]);
-        assert_eq!(split("a:b/c:/d"), ["a", "b/c", "/d"]);
-        assert_eq!(split(r"a\:b:c"), ["a:b", "c"]);
-        assert_eq!(split(r"a\\:b"), [r"a\", "b"]);
-        assert_eq!(split(r"a\b\"), [r"a\b\"]);
+    fn layers(list: &str) -> NamedLayers {
+        let parsed = parse(&[list.into()]).unwrap();
+        assert_eq!((parsed.unknown, parsed.options), (Vec::new(), Options::default()));
+        parsed.layers
     }
 
-    #[test]
-    fn refuses_empty_names() {
-        for list in ["", ":", "a:", ":a", "a::b"] {
-            let error = split_layers(OsStr::new(list)).unwrap_err().to_string();
-            assert!(error.contains("empty"), "{error}");
-        }
+    fn paths(names: &[&str]) -> Vec<PathBuf> {
+        names.iter().map(PathBuf::from).collect()
     }
 
     #[test]
     fn reads_options() {
         let lists = ["ro,nodev,threads=3".into(), "nosuid,noexec,noatime,,volatile,userxattr".into()];
-        let options = parse(&lists).unwrap();
         let expected = Options {
             read_only: true,
             nodev: true,
             threads: Some(3),
             nosuid: true,
             noexec: true,
-            noatime: true,
+            atime: Atime::No,
             volatile: true,
             userxattr: Some(true),
             ..Options::default()
         };
-        assert_eq!(options, expected);
-        let options = parse(&["fsname=a=b,passthrough=off,allow_other,log=/x y".into()]).unwrap();
-        assert_eq!(options.fsname.as_deref(), Some("a=b"));
-        assert!(!options.passthrough);
-        assert_eq!(options.allow_other, Some(true));
-        assert_eq!(options.log, Some(PathBuf::from("/x y")));
-        let options = parse(&["ro,nodev".into(), "rw,dev,allow_other=off,userxattr=off".into()]).unwrap();
-        assert!(!options.read_only && !options.nodev);
-        assert_eq!((options.allow_other, options.userxattr), (Some(false), Some(false)));
-        assert_eq!(parse(&[]).unwrap(), Options::default());
+        assert_eq!(parse(&lists).unwrap().options, expected);
+        let given = options("fsname=a=b,passthrough=off,allow_other,log=/x y");
+        assert_eq!(given.fsname.as_deref(), Some("a=b"));
+        assert!(!given.passthrough);
+        assert_eq!(given.allow_other, Some(true));
+        assert_eq!(given.log, Some(PathBuf::from("/x y")));
+        let given = options("ro,nodev,sync,rw,dev,async,allow_other=off,userxattr=off");
+        assert!(!given.read_only && !given.nodev && !given.sync);
+        assert_eq!((given.allow_other, given.userxattr), (Some(false), Some(false)));
+        assert_eq!(parse(&[]).unwrap(), Parsed::default());
+    }
+
+    #[test]
+    fn reads_options_of_overlayfs() {
+        for (value, meaning) in [
+            ("on", RedirectDir::On),
+            ("off", RedirectDir::Follow),
+            ("follow", RedirectDir::Follow),
+            ("nofollow", RedirectDir::NoFollow),
+        ] {
+            assert_eq!(options(&format!("redirect_dir={value}")).redirect_dir, meaning);
+        }
+        let given = options("index=off,metacopy=on,nodiratime,strictatime,dirsync");
+        assert!(!given.index && given.metacopy && given.nodiratime && given.dirsync);
+        assert_eq!(given.atime, Atime::Strict);
+        let none = "xino=auto,xino=on,xino=off,uuid=on,uuid=off,uuid=null,uuid=auto,default_permissions";
+        assert_eq!(options(none), Options::default());
+        for (value, millis) in [("0", 0), ("1", 1000), ("0.25", 250), ("1e1", 10_000)] {
+            let timeout = options(&format!("timeout={value}")).timeout;
+            assert_eq!(timeout, Some(Duration::from_millis(millis)));
+        }
+        for value in ["1000000000000", "inf"] {
+            let timeout = options(&format!("timeout={value}")).timeout;
+            assert_eq!(timeout, Some(Duration::from_secs(u64::from(u32::MAX))));
+        }
+    }
+
+    #[test]
+    fn reads_layers() {
+        assert_eq!(
+            layers("lowerdir=a:b::d,upperdir=u,workdir=w,init=i"),
+            NamedLayers {
+                lowers: Lowers { merged: paths(&["a", "b"]), data: paths(&["d"]) },
+                upper: Some("u".into()),
+                work: Some("w".into()),
+                init: Some("i".into()),
+            }
+        );
+        let lowers =
+            layers("lowerdir=x::y,lowerdir=a,lowerdir+=b:c,lowerdir+=d,datadir+=e,datadir+=f").lowers;
+        assert_eq!(lowers, Lowers { merged: paths(&["a", "b:c", "d"]), data: paths(&["e", "f"]) });
+        assert_eq!(layers("upperdir=").upper, Some(PathBuf::new()));
+    }
+
+    #[test]
+    fn knows_escapes() {
+        let given = layers(r"lowerdir=a\,b:c\:d\\:e\f,upperdir=u\:\,\\,workdir=w\\,init=i");
+        assert_eq!(given.lowers.merged, paths(&["a,b", r"c:d\", r"e\f"]));
+        assert_eq!(given.upper, Some(r"u:,\".into()));
+        assert_eq!((given.work, given.init), (Some(r"w\".into()), Some("i".into())));
+        assert_eq!(options(r"fsname=a\,b,log=x\,y").fsname.as_deref(), Some("a,b"));
     }
 
     #[test]
@@ -201,29 +379,46 @@ mod tests {
             ("passthrough=maybe", "on or off"),
             ("fsname=", "needs a value"),
             ("=x", "unknown"),
+            ("redirect_dir", "on, off, follow or nofollow"),
+            ("redirect_dir=yes", "on, off, follow or nofollow"),
+            ("index=1", "on or off"),
+            ("xino=x", "on, off or auto"),
+            ("uuid=", "on, off, null or auto"),
+            ("default_permissions=on", "no value"),
+            ("timeout=", "needs a value"),
+            ("timeout=x", "seconds"),
+            ("timeout=-1", "seconds"),
+            ("timeout=nan", "seconds"),
+            ("strictatime=1", "no value"),
+            ("lowerdir+=", "needs a value"),
+            ("datadir+", "needs a value"),
+            ("init=", "needs a value"),
         ] {
-            let error = parse(&[format!("rw,{option},nodev").into()]).unwrap_err().to_string();
+            let list = format!("rw,{option},nodev").into();
+            let error = parse(&[list]).and_then(|p| p.refuse_unknown()).unwrap_err().to_string();
             assert!(error.contains(&format!("option {option}: ")) && error.contains(says), "{error}");
         }
     }
 
-    proptest! {
-        #[test]
-        fn layers_round_trip(
-            names in proptest::collection::vec(
-                proptest::collection::vec(prop_oneof![Just(b':'), Just(b'\\'), 1u8..], 1..20),
-                1..8,
-            )
-        ) {
-            let names: Vec<OsString> = names.into_iter().map(OsString::from_vec).collect();
-            let list = join_layers(names.iter().map(OsString::as_os_str));
-            let split = split_layers(&list).unwrap();
-            prop_assert_eq!(split, names.into_iter().map(PathBuf::from).collect::<Vec<_>>());
-        }
+    #[test]
+    fn collects_what_is_unknown() {
+        let parsed = parse(&["a=1,ro,b".into(), "c".into()]).unwrap();
+        assert_eq!(parsed.unknown, ["a=1", "b", "c"]);
+        assert!(parsed.options.read_only);
+    }
 
+    proptest! {
         #[test]
         fn options_never_panic(list in proptest::collection::vec(any::<u8>(), 0..60)) {
             let _ = parse(&[OsString::from_vec(list)]);
+        }
+
+        #[test]
+        fn commas_can_be_written(name in proptest::collection::vec(prop_oneof![Just(b','), Just(b'a')], 1..9)) {
+            let mut list = b"ro,upperdir=".to_vec();
+            list.extend(name.iter().flat_map(|b| if *b == b',' { vec![b'\\', b','] } else { vec![*b] }));
+            let parsed = parse(&[OsString::from_vec(list)]).unwrap();
+            prop_assert_eq!(parsed.layers.upper, Some(PathBuf::from(OsString::from_vec(name))));
         }
     }
 }

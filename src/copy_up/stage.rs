@@ -7,7 +7,7 @@ use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
 
 use crate::copy_up::metadata;
 use crate::error::{Errno, Result};
-use crate::format::names::{Mark, Namespace};
+use crate::format::names::Mark;
 use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
 use crate::layer::stack::Stack;
@@ -16,6 +16,7 @@ use crate::layer::work::WorkDir;
 use crate::sys::copy;
 use crate::sys::cred::Caller;
 use crate::sys::file::{self, Stat};
+use crate::sys::flags;
 use crate::sys::xattr::{self, Target};
 
 /// A complete copy without a place yet. Dropped unpublished, it is deleted.
@@ -144,15 +145,32 @@ fn special<'a>(work: &'a WorkDir, from: BorrowedFd<'_>, st: &Stat) -> Result<Sta
 impl Staged<'_> {
     fn finish(&self, from: BorrowedFd<'_>, st: &Stat, origin: Option<&Origin>) -> Result<()> {
         metadata::copy(from, &self.fd, st)?;
-        let abilities = self.work.abilities();
-        // Symlinks and special files take no user.* attributes: their number is not kept then.
-        let markable = abilities.xattrs
-            && (abilities.namespace == Namespace::Trusted
-                || matches!(st.kind(), FileType::RegularFile | FileType::Directory));
+        self.flags(from, st)?;
+        // The number of what takes no mark is not kept.
+        let markable = self.work.abilities().marks(st.kind());
         if let Some(value) = origin.filter(|_| markable).and_then(Origin::encode) {
             self.mark(Mark::Origin, &value)?;
         }
         Ok(())
+    }
+
+    fn flags(&self, from: BorrowedFd<'_>, st: &Stat) -> Result<()> {
+        let open = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let (kept, dir) = match st.kind() {
+            FileType::Directory => (flags::kept(from)?, true),
+            FileType::RegularFile => match file::reopen_noatime(from, open) {
+                Ok(from) => (flags::kept(from)?, false),
+                // Without the right to read it: harmless flags stay behind then.
+                Err(Errno::ACCESS | Errno::PERM) => return Ok(()),
+                Err(e) => return Err(e),
+            },
+            _ => return Ok(()),
+        };
+        match kept {
+            0 => Ok(()),
+            _ if dir => flags::add(file::reopen(&self.fd, open | OFlags::DIRECTORY)?, kept),
+            _ => flags::add(&self.fd, kept),
+        }
     }
 
     /// Data must be on the device before a name shows it: a crash would leave an empty file else.

@@ -77,7 +77,11 @@ impl UnionFs {
                 return Err(Errno::XDEV);
             }
             let dir = self.writable(&parent, slot.layer)?;
+            let _count = node.counting.lock();
             let fd = node.pin(self.index())?;
+            if node.in_union(file::stat_fd(&*fd)?).nlink == 0 {
+                return Err(Errno::NOENT);
+            }
             if !self.is_init(slot.layer) && self.has_origin(&node) {
                 self.set_impure(&dir)?;
             }

@@ -51,7 +51,11 @@ impl UnionFs {
     /// Those of reading the layers.
     pub fn readdir(&self, fh: u64, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         self.walk(fh, offset, &mut |open, next, entry| {
-            let ino = match entry.ino {
+            // A lower file may be one of several names that are told apart only when it is looked at.
+            let told = entry
+                .ino
+                .filter(|_| entry.kind == FileType::Directory || !self.splits_any_links(entry.layer));
+            let ino = match told {
                 Some(ino) => ino,
                 // Gone since it was listed, or not to be read: what it is no longer matters.
                 None => match self.child(&open.node, &entry.name) {

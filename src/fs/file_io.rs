@@ -29,9 +29,14 @@ impl UnionFs {
         if !open.writes() {
             return Err(Errno::BADF);
         }
+        let _content = open.node.names.read();
         let fd = open.fd(self.index())?;
+        // Without CAP_FSETID of our own the write itself clears them.
+        let changed = kill_setid && file::stat_fd(&*fd)?.has_setid();
         let written = write_some_at(&*fd, data, offset)?;
-        let changed = kill_setid && file::clear_setid(&*fd, || false, |_| true)?;
+        if changed {
+            file::clear_setid(&*fd, || false, |_| true)?;
+        }
         Ok((written, changed))
     }
 
@@ -44,6 +49,7 @@ impl UnionFs {
         if self.stack.volatile() || !self.stack.in_place(open.node.layer()) {
             return Ok(());
         }
+        let _content = open.node.names.read();
         let fd = open.fd(self.index())?;
         if datasync { rustix::fs::fdatasync(&*fd) } else { rustix::fs::fsync(&*fd) }
     }
@@ -58,6 +64,7 @@ impl UnionFs {
         if !open.writes() {
             return Err(Errno::BADF);
         }
+        let _content = open.node.names.read();
         let fd = open.fd(self.index())?;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
         rustix::fs::fallocate(&*fd, mode, offset, len)?;

@@ -3,8 +3,11 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use rustix::fs::FileType;
+
 use super::{Attr, ROOT, UnionFs};
 use crate::error::{Errno, Result};
+use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
 use crate::layer::stack::{Role, UPPER};
 use crate::merge::lookup::{Data, DirFound, Found, Other};
@@ -12,6 +15,17 @@ use crate::merge::lowers::{Lowers, Parts};
 use crate::merge::{index, lookup, number};
 use crate::node::{Link, Node, State};
 use crate::sys::file::Stat;
+
+/// How a node came to be the one of what was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admitted {
+    /// It is new.
+    New,
+    /// It has the real object that was found.
+    Same,
+    /// It is that object, which has another real one by now: it is being copied up.
+    Otherwise,
+}
 
 /// With so many lower parts, lookups read all that they hold instead of asking each.
 const LOOKUPS_READ_LOWERS: usize = 8;
@@ -50,11 +64,12 @@ impl UnionFs {
     /// The attributes to show for a node with real attributes `st`, as [`Node::stat`] gives them.
     pub(super) fn attr(&self, node: &Node, st: &Stat) -> Attr {
         let mut attr = Attr::new(node.ino, st);
-        // A passthrough write may clear set-ID bits without our knowing, and one by a mapping sets times.
-        attr.cacheable = node.is_dir() || {
+        if node.kind == FileType::RegularFile {
+            // A passthrough write may clear set-ID bits without our knowing, and one to a mapping changes
+            // times and blocks.
             let io = node.io();
-            !(io.is_written_by_kernel() || (st.has_setid() && io.is_passed()))
-        };
+            attr.cacheable = !(io.is_mappable() || (st.has_setid() && io.is_passed()));
+        }
         attr
     }
 
@@ -121,25 +136,31 @@ impl UnionFs {
         let (mut layer, mut stat, mut indexed, mut gone) = (holder, other.stat, None, 0);
         let mut data = other.data.clone();
         let shared = role == Role::Lower && self.wants_index(&other.stat);
-        if shared {
+        let mut linked = None;
+        if self.splits_links(holder, &other.stat) {
+            ino = self.stack.identity().of_name(parent.ino, name);
+        } else if shared {
             // Another name of the file may have been copied up, or removed.
-            if let Some(origin) = index::origin_of(&self.stack, &other.dir, name)? {
-                if let Some((entry, copy)) = index::find(&self.stack, &origin)? {
+            linked = index::origin_of(&self.stack, &other.dir, name)?;
+            if let Some(origin) = &linked {
+                if let Some((entry, copy)) = index::find(&self.stack, origin)? {
                     data = index::lacks_data(&self.stack, &entry, &copy)?.then(|| Data::of(&other));
                     (layer, stat, indexed) = (UPPER, copy, Some(entry));
                 } else {
-                    gone = index::gone(&self.stack, &origin)?;
+                    gone = index::gone(&self.stack, origin)?;
                 }
             }
-        } else if role == Role::Upper && (other.dir.impure() || stat.nlink > 1) {
+        } else if role == Role::Init || (role == Role::Upper && (other.dir.impure() || stat.nlink > 1)) {
             let origin = number::origin(&self.stack, other.dir.fd()?, name)?;
             if let Some(origin) = origin {
                 ino = self.stack.identity().of_origin(&origin).unwrap_or(ino);
-                if stat.nlink > 1
+                if role == Role::Upper
+                    && stat.nlink > 1
                     && let Some((entry, copy)) = index::find(&self.stack, &origin)?
                     && (copy.dev, copy.ino) == (stat.dev, stat.ino)
                 {
                     indexed = Some(entry);
+                    linked = Some(origin);
                 }
             }
         }
@@ -150,15 +171,18 @@ impl UnionFs {
         // A hardlink may be copied up by another of its names, under another directory's lock, at this
         // moment: whichever of the two the node is, it is this object.
         let is_it = |s: &State| s.id == id || (shared && (s.id == own_id || s.indexed.is_some()));
-        let (node, same) = self.admit_state(ino, stat, layer, &mut state, is_it);
+        let (node, admitted) = self.admit_state(ino, stat, layer, &mut state, is_it);
         node.add_link(link);
+        let same = match (&linked, admitted) {
+            (Some(origin), Admitted::New) => !self.settle(&node, origin, shared)?,
+            (_, admitted) => admitted != Admitted::Otherwise,
+        };
         let stat = if same { stat } else { node.stat_raw(self.index())? };
         Ok((node, stat))
     }
 
     /// The node with number `ino`, if that is the object by `is_it`; otherwise one under another number:
-    /// two objects may claim one origin. The second value tells whether the node's real object is the one
-    /// that `stat` is of.
+    /// two objects may claim one origin.
     fn admit_state(
         &self,
         ino: u64,
@@ -166,21 +190,63 @@ impl UnionFs {
         layer: LayerId,
         state: &mut Option<State>,
         is_it: impl Fn(&State) -> bool,
-    ) -> (Arc<Node>, bool) {
+    ) -> (Arc<Node>, Admitted) {
         let mut take = || state.take().unwrap_or_default();
         let id = (stat.dev, stat.ino);
         let (node, new) = self.table.admit(ino, stat.kind(), layer, &mut take);
-        if new || (node.kind == stat.kind() && node.with(&is_it)) {
+        if new {
+            return (node, Admitted::New);
+        }
+        if node.kind == stat.kind() && node.with(&is_it) {
             let same = node.with(|s| s.id == id);
-            return (node, same);
+            return (node, if same { Admitted::Same } else { Admitted::Otherwise });
         }
         let alias = self.stack.identity().alias(stat.dev, stat.ino);
-        (self.table.admit(alias, stat.kind(), layer, take).0, true)
+        (self.table.admit(alias, stat.kind(), layer, take).0, Admitted::Same)
+    }
+
+    /// Brings a new node of a hardlink up to date: another one may have changed what is recorded since that
+    /// was looked at, and be gone. From now on it changes by this node only. Gives whether its real object
+    /// turned out to be another.
+    fn settle(&self, node: &Node, origin: &Origin, lower: bool) -> Result<bool> {
+        // Whoever copies it up looks at the records first.
+        let Some(_copying) = node.copying.try_lock() else { return Ok(true) };
+        let _count = node.counting.lock();
+        match index::find(&self.stack, origin)? {
+            Some((entry, copy)) => Ok(node.relocate(UPPER, |s| {
+                let id = (copy.dev, copy.ino);
+                s.indexed = Some(entry);
+                id != std::mem::replace(&mut s.id, id)
+            })),
+            None => {
+                let gone = if lower { index::gone(&self.stack, origin)? } else { 0 };
+                node.update(|s| s.gone = gone);
+                Ok(false)
+            }
+        }
     }
 
     /// Whether a lower file has other names that must be kept together with it when it is copied up.
     pub(super) fn wants_index(&self, stat: &Stat) -> bool {
-        stat.nlink > 1 && !stat.is_dir() && index::usable(&self.stack)
+        self.keep_links && stat.nlink > 1 && !stat.is_dir() && index::usable(&self.stack, stat.kind())
+    }
+
+    /// Whether a file of `layer` has other names that will be other files once it is copied up: then each
+    /// name is an object of its own from the beginning.
+    pub(super) fn splits_links(&self, layer: LayerId, stat: &Stat) -> bool {
+        stat.nlink > 1 && !stat.is_dir() && self.splits(layer, stat.kind())
+    }
+
+    /// Whether that can happen to a file of `layer` at all.
+    pub(super) fn splits_any_links(&self, layer: LayerId) -> bool {
+        // Without privilege symlinks are the first that cannot be kept together.
+        self.splits(layer, FileType::Symlink)
+    }
+
+    fn splits(&self, layer: LayerId, kind: FileType) -> bool {
+        self.stack.is_writable()
+            && self.stack.role(layer) == Role::Lower
+            && !(self.keep_links && index::usable(&self.stack, kind))
     }
 
     /// The layer's part of a directory, writable.

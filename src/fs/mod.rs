@@ -8,6 +8,7 @@ mod attr;
 mod create;
 mod dir_io;
 mod file_io;
+mod flags;
 mod lookup;
 mod open;
 mod remove;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 
-use crate::config::Options;
+use crate::config::{Atime, Options, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::layer::dir::Dir;
 pub use crate::layer::stack::LayerFds;
@@ -33,6 +34,7 @@ use crate::node::{Node, State, Table};
 pub use crate::sys::Backing;
 pub use crate::sys::cred::Caller;
 pub use crate::sys::file::SetTime;
+pub use crate::sys::flags::Extended;
 
 /// Inode number of the root, as FUSE fixes it.
 pub const ROOT: u64 = 1;
@@ -49,8 +51,9 @@ pub struct Opened {
     pub backing: Option<Backing>,
     /// Pages that the kernel already has for the inode are still right.
     pub keep_cache: bool,
-    /// Opening changed the mode (O_TRUNC clears set-ID bits): the kernel's copy of it must be dropped.
-    pub mode_changed: bool,
+    /// The kernel's copy of the attributes must be dropped: opening changed the mode (O_TRUNC clears
+    /// set-ID bits), or a mapping may change times and blocks from now on.
+    pub attributes_changed: bool,
 }
 
 /// Attributes to set; `None` and `Keep` leave one as it is.
@@ -92,6 +95,12 @@ pub struct UnionFs {
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
     metacopy: bool,
+    /// Directories with lower parts are renamed by redirects.
+    redirect_dir: bool,
+    /// Names of lower files stay together when these are copied up.
+    keep_links: bool,
+    /// Files are opened so that each write is on the device before it returns.
+    sync: bool,
     noatime: bool,
 }
 
@@ -107,7 +116,7 @@ impl UnionFs {
             // The same tree, with the upper as one more lower.
             layers.lowers.splice(0..0, [Some(upper), layers.init.take()].into_iter().flatten());
         }
-        let stack = Stack::open(layers, options.userxattr, options.volatile)?;
+        let stack = Stack::open(layers, options)?;
         let found = merge::lookup::root(&stack)?;
         let table = Arc::new(Table::default());
         let layer = found.parts.first().map_or(UPPER, |p| p.layer());
@@ -123,7 +132,10 @@ impl UnionFs {
             files: Handles::default(),
             dirs: Handles::default(),
             metacopy: options.metacopy,
-            noatime: options.noatime,
+            redirect_dir: options.redirect_dir == RedirectDir::On,
+            keep_links: options.index,
+            sync: options.sync && !options.volatile,
+            noatime: options.atime == Atime::No,
         })
     }
 

@@ -16,10 +16,11 @@ use crate::sys::file;
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
 /// pages by a handle for writing.
-fn real_flags(flags: OFlags) -> OFlags {
+fn real_flags(flags: OFlags, sync: bool) -> OFlags {
     let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
     let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
-    access | (flags & (OFlags::SYNC | OFlags::DSYNC))
+    let always = if sync && writes { OFlags::DSYNC } else { OFlags::empty() };
+    access | always | (flags & (OFlags::SYNC | OFlags::DSYNC))
 }
 
 impl UnionFs {
@@ -34,20 +35,29 @@ impl UnionFs {
             return Err(if node.is_dir() { Errno::ISDIR } else { Errno::NXIO });
         }
         let truncate = flags.contains(OFlags::TRUNC);
-        let real = real_flags(flags);
+        let real = real_flags(flags, self.sync);
         if real.contains(OFlags::RDWR) {
             self.up(&node, Need::Data(truncate.then_some(0)))?;
         }
         // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
         let layer = node.content_layer();
-        let (fd, _) = node.open(self.index(), real, self.noatime || !self.stack.in_place(layer))?;
+        let noatime = self.noatime || !self.stack.in_place(layer);
+        let (real, (fd, _)) = match node.open(self.index(), real, noatime) {
+            // The real file may be append-only. Where to write is the kernel's to say otherwise.
+            Err(Errno::PERM) if flags.contains(OFlags::APPEND) => {
+                (real | OFlags::APPEND, node.open(self.index(), real | OFlags::APPEND, noatime)?)
+            }
+            other => (real, other?),
+        };
         if truncate {
             // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;
         }
         let mode_changed =
             truncate && file::clear_setid(&fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
-        Ok(Opened { mode_changed, ..self.opened(&node, real, layer, fd, make)? })
+        let mut opened = self.opened(&node, (flags, real), layer, fd, make)?;
+        opened.attributes_changed |= mode_changed;
+        Ok(opened)
     }
 
     /// Makes a regular file and opens it. `mode`: permission bits. Counts one lookup.
@@ -64,40 +74,42 @@ impl UnionFs {
         make: MakeBacking<'_>,
     ) -> Result<(Attr, Opened)> {
         let parent = self.node(parent)?;
-        let real = real_flags(OFlags::from_bits_retain(flags.cast_unsigned()));
+        let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+        let real = real_flags(flags, self.sync);
         let (node, st, fd) =
             self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
         let layer = node.content_layer();
-        let opened = self.opened(&node, real, layer, fd, make)?;
-        let mut attr = self.told(&node, &st)?;
-        // Nobody has mapped it yet; the kernel asks again after writes, and when it is mapped.
-        attr.cacheable |= !st.has_setid();
-        Ok((attr, opened))
+        let opened = self.opened(&node, (flags, real), layer, fd, make)?;
+        Ok((self.told(&node, &st)?, opened))
     }
 
+    /// Takes in an open file: `flags` are those asked for and those of `fd`.
     fn opened(
         &self,
         node: &Arc<Node>,
-        flags: OFlags,
+        (flags, real): (OFlags, OFlags),
         layer: LayerId,
         fd: OwnedFd,
         make: MakeBacking<'_>,
     ) -> Result<Opened> {
-        let writes = flags.contains(OFlags::RDWR);
-        let (backing, keep_cache) = {
+        // A handle for writing alone cannot be mapped (mmap(2): EACCES).
+        let maps = flags & OFlags::RWMODE == OFlags::RDWR;
+        let (backing, keep_cache, attributes_changed) = {
             let mut io = node.io();
             // Writes to a file with set-ID bits are ours to see: they clear the bits.
             let allowed = self.stack.in_place(layer) && !file::stat_fd(&fd)?.has_setid();
-            io.open(allowed, writes, || make(fd.as_fd()))
+            let (backing, keep_cache) = io.open(allowed, real.contains(OFlags::RDWR), || make(fd.as_fd()));
+            let stray = maps && backing.is_some() && io.set_mappable();
+            (backing, keep_cache, stray)
         };
-        let open = OpenFile::new(node.clone(), flags, layer, fd, backing.is_some());
-        Ok(Opened { fh: self.files.add(open), backing, keep_cache, mode_changed: false })
+        let open = OpenFile::new(node.clone(), real, layer, fd, backing.is_some());
+        Ok(Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed })
     }
 
     /// Lets go of an open file.
     pub fn release(&self, fh: u64) {
         if let Some(open) = self.files.remove(fh) {
-            let backing = open.node.io().close(open.passed, open.writes());
+            let backing = open.node.io().close(open.passed);
             drop(backing);
         }
     }

@@ -39,6 +39,8 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            self.check_removable(&node, holder)?;
+            let _count = node.counting.lock();
             let pinned = self.keep_object(&node, &parent, name)?;
             self.take_name(&parent, name, holder, false)?;
             self.lost(&node, &parent, name, holder, pinned);
@@ -74,6 +76,7 @@ impl UnionFs {
                 first(self)?;
                 continue;
             }
+            self.check_removable(&node, holder)?;
             let pinned = node.pin(None)?;
             self.take_name(&parent, name, holder, true)?;
             node.update(|s| s.pinned = Some(pinned));
@@ -104,7 +107,8 @@ impl UnionFs {
     }
 
     /// Keeps hold of an object that the kernel may still use and that is about to lose the name: `None`
-    /// when it can be reached otherwise.
+    /// when it can be reached otherwise. Its names must be counted under the lock for it until
+    /// [`Self::lost`] is done.
     pub(super) fn keep_object(
         &self,
         node: &Node,
@@ -130,7 +134,7 @@ impl UnionFs {
     }
 
     /// Records that `node` lost its name, whose entry was in layer `holder`. The name is gone: what cannot
-    /// be recorded is logged.
+    /// be recorded is logged. Its lock for counting must be held, unless it is a directory.
     pub(super) fn lost(
         &self,
         node: &Arc<Node>,
@@ -144,7 +148,6 @@ impl UnionFs {
             node.update(|s| s.pinned = pinned);
             return;
         }
-        let _counting = node.counting.lock();
         if let Some(indexed) = node.with(|s| s.indexed.clone()) {
             if let Err(e) = self.lost_indexed(node, indexed, holder) {
                 tracing::warn!("the number of names of a hardlink is not known: {e}");
@@ -158,11 +161,13 @@ impl UnionFs {
                 tracing::warn!("the removal of a hardlink's name could not be recorded: {e}");
                 false
             });
+        let layer = node.layer();
         node.update(|s| {
-            if pinned.is_some() {
+            // A name that was looked up meanwhile in another directory serves as well.
+            if !s.links.iter().any(|l| l.layer == layer) {
                 s.pinned = pinned;
             }
-            s.hidden = hidden;
+            s.hidden = hidden && s.links.is_empty();
         });
     }
 
@@ -170,6 +175,8 @@ impl UnionFs {
         let fd = node.pin(self.index())?;
         // A real name is gone together with the union's, or only the union's.
         let change = if self.stack.in_place(holder) { 0 } else { -1 };
+        // What is recorded counts: the node may be newer than what it was made from.
+        let indexed = Indexed { diff: index::diff(&self.stack, &indexed.name)?, ..indexed };
         let left = i64::from(file::stat_fd(&*fd)?.nlink) + indexed.diff + change;
         if left > 0 {
             let indexed = self.counted(indexed, change);
@@ -191,13 +198,15 @@ impl UnionFs {
         if !self.wants_index(&st) {
             return Ok(node.with(|s| s.links.is_empty()));
         }
-        let gone = node.update(|s| {
-            s.gone += 1;
-            s.gone
-        });
-        let last = gone >= st.nlink;
-        if let Some(origin) = index::origin_of(&self.stack, &part, name)? {
-            index::store_gone(&self.stack, &origin, if last { 0 } else { gone })?;
+        let origin = index::origin_of(&self.stack, &part, name)?;
+        let before = match &origin {
+            Some(origin) => index::gone(&self.stack, origin)?,
+            None => node.with(|s| s.gone),
+        };
+        let last = before + 1 >= st.nlink;
+        node.update(|s| s.gone = before + 1);
+        if let Some(origin) = origin {
+            index::store_gone(&self.stack, &origin, if last { 0 } else { before + 1 })?;
         }
         Ok(last)
     }

@@ -41,6 +41,9 @@ fn lock<'a>(a: &'a Node, b: &'a Node) -> Names<'a> {
     }
 }
 
+/// How often to look, with [`PATIENCE`] between, whether a file that the kernel writes to by itself was closed.
+const RELEASE_TRIES: u32 = 50;
+
 /// Something to do without locks on names before a rename can go on.
 type First = Box<dyn FnOnce(&UnionFs) -> Result<()>>;
 
@@ -58,7 +61,7 @@ impl UnionFs {
     ///
     /// # Errors
     /// Those of renameat2(2); EXDEV for a directory of the init layer or over one of its names, and for
-    /// a merged directory where no redirect can be recorded.
+    /// a directory with lower parts where no redirect can or shall be recorded.
     pub fn rename(
         &self,
         parent: u64,
@@ -91,6 +94,13 @@ impl UnionFs {
         let Some(holder) = found.layer().filter(|_| found.is_some()) else { return Ok(None) };
         let (node, _) = self.admit(parent, name, found)?;
         Ok(Some(Place { parent: parent.clone(), name: name.to_owned(), node, holder }))
+    }
+
+    /// Whether an object can be moved: a directory with lower parts needs a redirect.
+    fn may_move(&self, place: &Place) -> Result<()> {
+        let node = &place.node;
+        let has_lower = || !self.stack.in_place(node.layer()) || node.with(|s| s.parts.dirs().len() > 1);
+        if !self.redirect_dir && node.is_dir() && has_lower() { Err(Errno::XDEV) } else { Ok(()) }
     }
 
     /// Gets an object ready to be moved by its name: it and the name must lie in a writable layer.
@@ -138,6 +148,7 @@ impl UnionFs {
         // A name whose topmost entry is in a writable layer stays there; others go to the upper.
         let home = slot(&self.stack, found.layer()).layer;
         let target = if found.is_some() { self.find(to, new_name)? } else { None };
+        self.may_move(&source)?;
         if let Some(target) = &target {
             match (node.is_dir(), target.node.is_dir()) {
                 (true, false) => return Err(Errno::NOTDIR),
@@ -145,6 +156,7 @@ impl UnionFs {
                 _ if target.node.ino == node.ino => return Ok(None),
                 _ => {}
             }
+            self.check_removable(&target.node, target.holder)?;
             if let Some(first) = self.before_losing(to, target.holder)? {
                 return Ok(Some(first));
             }
@@ -197,6 +209,7 @@ impl UnionFs {
         let from_dir = self.writable(from, layer)?;
         let to_dir = self.writable(to, home)?;
         let whiteout = self.is_init(layer) || hidden_below(&self.stack, &from.parts()?, layer, name)?;
+        let _count = target.map(|t| t.node.counting.lock());
         let kept = match target {
             Some(t) if t.node.is_dir() => Some(t.node.pin(None)?),
             Some(t) => self.keep_object(&t.node, to, new_name)?,
@@ -339,10 +352,18 @@ impl UnionFs {
         let home = to.dir().layer();
         let fd = node.pin(self.index())?;
         let st = file::stat_fd(&*fd)?;
-        // Nobody opens it meanwhile.
+        // The kernel may not have told us yet that a file is closed.
+        for _ in 0..RELEASE_TRIES {
+            if !node.io().is_passed() {
+                break;
+            }
+            std::thread::sleep(PATIENCE);
+        }
+        // Nobody writes to it nor opens it meanwhile.
+        let _content = node.names.write();
         let io = node.io();
-        if st.nlink > 1 || io.is_pinned_down() {
-            // Its other names, or what is written, would stay with the old copy.
+        if st.nlink > 1 || io.is_passed() {
+            // Its other names, or what the kernel writes, would stay with the old copy.
             return Err(Errno::XDEV);
         }
         let content = self.content(node, &st, st.size)?;
@@ -364,6 +385,9 @@ impl UnionFs {
         let b = self.find(to, new_name)?.ok_or(Errno::NOENT)?;
         if a.node.ino == b.node.ino {
             return Ok(None);
+        }
+        for place in [&a, &b] {
+            self.may_move(place)?;
         }
         for place in [&a, &b] {
             if let Some(first) = self.before_moving(place)? {

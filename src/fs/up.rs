@@ -16,8 +16,9 @@ use crate::layer::stack::{Role, UPPER};
 use crate::layer::upper::Writable;
 use crate::merge::index::{self, Indexed};
 use crate::merge::lookup::Data;
-use crate::node::{Link, Node};
+use crate::node::{Link, Node, State};
 use crate::sys::file::{self, Stat};
+use crate::sys::flags;
 
 use super::UnionFs;
 
@@ -28,6 +29,8 @@ pub(super) enum Need {
     Attributes,
     /// Its data too: the first bytes of it, or all.
     Data(Option<u64>),
+    /// Its attributes and data, even when flags protect it: in order to change these.
+    Everything,
 }
 
 /// The data of a file that is about to be copied.
@@ -42,23 +45,39 @@ impl Source {
     }
 }
 
+/// Refuses to change an object of a lower that is immutable or append-only: a copy could not be so
+/// while it is made, and in a directory that is, nothing could be copied up.
+fn check_unprotected(lower: impl AsFd, need: Need) -> Result<()> {
+    if need != Need::Everything && flags::is_protected(lower)? { Err(Errno::PERM) } else { Ok(()) }
+}
+
 impl UnionFs {
     /// Makes an object changeable: copies it up unless it lies in a writable layer already. No lock on
     /// names may be held.
     ///
     /// # Errors
-    /// EROFS on a read-only stack; those of copying.
+    /// EROFS on a read-only stack; EPERM for a lower object that its flags protect; those of copying.
     pub(super) fn up(&self, node: &Arc<Node>, need: Need) -> Result<()> {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
         }
         if !self.stack.in_place(node.layer()) {
-            if node.is_dir() { self.dir_up(node).map(drop)? } else { self.file_up(node, need)? }
+            if node.is_dir() { self.part_up(node, need).map(drop)? } else { self.file_up(node, need)? }
         }
         match need {
             Need::Data(len) if node.with(|s| s.data.is_some()) => self.data_up(node, len),
+            Need::Everything if node.with(|s| s.data.is_some()) => self.data_up(node, None),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses to take a name of an object away when that lies in a lower and is protected. In other
+    /// layers the filesystem refuses it.
+    pub(super) fn check_removable(&self, node: &Node, holder: LayerId) -> Result<()> {
+        if self.stack.in_place(holder) || self.stack.in_place(node.layer()) {
+            return Ok(());
+        }
+        check_unprotected(&*node.pin(None)?, Need::Attributes)
     }
 
     /// Opens what must be copied of a file's data.
@@ -77,6 +96,10 @@ impl UnionFs {
     /// # Errors
     /// ENOENT for a removed directory; those of copying.
     pub(super) fn dir_up(&self, node: &Arc<Node>) -> Result<Arc<Dir>> {
+        self.part_up(node, Need::Attributes)
+    }
+
+    fn part_up(&self, node: &Arc<Node>, need: Need) -> Result<Arc<Dir>> {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
         }
@@ -93,18 +116,20 @@ impl UnionFs {
                 }
                 missing = link.parent;
             };
-            self.copy_dir(&missing, &link, &parent)?;
+            let need = if missing.ino == node.ino { need } else { Need::Attributes };
+            self.copy_dir(&missing, need, &link, &parent)?;
         }
     }
 
     /// Copies one directory up whose parent is up already. Does nothing when it was renamed meanwhile.
-    fn copy_dir(&self, node: &Arc<Node>, link: &Link, parent: &Arc<Dir>) -> Result<()> {
+    fn copy_dir(&self, node: &Arc<Node>, need: Need, link: &Link, parent: &Arc<Dir>) -> Result<()> {
         let _one = node.copying.lock();
         if node.part(UPPER).is_some() {
             return Ok(());
         }
         let top = node.parts()?.dirs().first().cloned().ok_or(Errno::NOENT)?;
         let fd = top.fd()?;
+        check_unprotected(&*fd, need)?;
         let st = file::stat_fd(&fd)?;
         let origin = index::origin_of(&self.stack, &top, OsStr::new(""))?;
         let staged = copy_up::stage(&self.stack, UPPER, fd.as_fd(), &st, Content::Empty, origin.as_ref())?;
@@ -127,7 +152,8 @@ impl UnionFs {
     }
 
     fn still(&self, node: &Node, link: &Link) -> bool {
-        node.with(|s| s.pinned.is_none() && s.links.iter().any(|l| l.is(&link.parent, &link.name)))
+        let named = |s: &State| s.links.iter().any(|l| l.is(&link.parent, &link.name));
+        node.with(|s| named(s) && (s.pinned.is_none() || !node.is_dir()))
     }
 
     /// Copies up anything but a directory.
@@ -143,9 +169,25 @@ impl UnionFs {
             let parent = self.dir_up(&link.parent)?;
             let holder = link.parent.part(link.layer).ok_or(Errno::STALE)?;
             let from = node.pin(None)?;
+            check_unprotected(&*from, need)?;
             let st = file::stat_fd(&*from)?;
-            let origin = index::origin_of(&self.stack, &holder, &link.name)?;
+            // Copies of two names must not claim one origin.
+            let split = self.splits_links(link.layer, &st);
+            let origin = if split { None } else { index::origin_of(&self.stack, &holder, &link.name)? };
             let hard = self.wants_index(&st);
+            if let Some(origin) = origin.as_ref().filter(|_| hard)
+                && let Some((entry, copy)) = index::find(&self.stack, origin)?
+                && !index::lacks_data(&self.stack, &entry, &copy)?
+            {
+                // Another of its names was, while this node was not known.
+                node.relocate(UPPER, |s| {
+                    s.id = (copy.dev, copy.ino);
+                    s.indexed = Some(entry);
+                    s.gone = 0;
+                    s.data = None;
+                });
+                return Ok(());
+            }
             let later = need == Need::Attributes && !hard && self.may_postpone_data(node, &st);
             let source = match need {
                 _ if later => Source { fd: None, len: 0 },
@@ -161,6 +203,7 @@ impl UnionFs {
             let to = self.stack.writable(&parent)?;
             self.set_impure(&to)?;
             self.note_name(UPPER, &link.name)?;
+            let _counting = node.counting.lock();
             let entry = match &origin {
                 Some(origin) if hard => self.add_to_index(&staged, origin, node, &st)?,
                 _ => None,
@@ -170,7 +213,9 @@ impl UnionFs {
                     let _ = index::remove(&self.stack, &entry.name);
                 }
             })?;
-            let _counting = node.counting.lock();
+            if split {
+                self.stack.identity().adopt(new.dev, new.ino, node.ino);
+            }
             let entry = entry.map(|entry| self.counted(entry, -1));
             node.relocate(UPPER, |s| {
                 if later && s.data.is_none() {
@@ -182,6 +227,7 @@ impl UnionFs {
                 s.id = (new.dev, new.ino);
                 s.indexed = entry;
                 s.gone = 0;
+                s.pinned = None;
                 // Other names stay where they are, and find the copy by the index.
                 for l in s.links.iter_mut().filter(|l| l.is(&link.parent, &link.name)) {
                     l.layer = UPPER;
@@ -254,6 +300,7 @@ impl UnionFs {
     /// Copies up an open file that has no name left.
     fn nameless_up(&self, node: &Arc<Node>, need: Need) -> Result<()> {
         let from = node.pin(None)?;
+        check_unprotected(&*from, need)?;
         let st = file::stat_fd(&*from)?;
         let len = if let Need::Data(Some(len)) = need { len } else { u64::MAX };
         let source = self.content(node, &st, len)?;
@@ -289,6 +336,8 @@ impl UnionFs {
         self.set_impure(&to)?;
         let _counting = node.counting.lock();
         let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };
+        // What is recorded counts: the node may be newer than what it was made from.
+        let entry = Indexed { diff: index::diff(&self.stack, &entry.name)?, ..entry };
         to.link(&*fd, &link.name)?;
         // One real name more, and as many in the union.
         let entry = self.counted(entry, -1);

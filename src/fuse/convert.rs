@@ -93,11 +93,6 @@ pub fn attributeless(name: &OsStr, ino: u64, kind: fuser::FileType) -> fuser::Fi
     fuser::FileAttr { size: u64::MAX, ..bare_attr(u64::MAX, kind) }
 }
 
-/// How long the kernel may keep these attributes.
-pub fn attr_ttl(attr: &Attr) -> Duration {
-    if attr.cacheable { FOREVER } else { Duration::ZERO }
-}
-
 /// A time as seconds and nanoseconds since the epoch (nanoseconds count forward also before it).
 /// What `SystemTime` cannot hold becomes the epoch.
 pub fn to_system_time((secs, nanos): (i64, u32)) -> SystemTime {

@@ -3,6 +3,7 @@
 pub mod adapter;
 mod convert;
 mod handshake;
+mod ioctl;
 pub mod mounts;
 mod reply;
 pub mod session;

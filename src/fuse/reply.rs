@@ -1,6 +1,7 @@
 //! The one way from a request to its answer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use fuser::{Generation, ReplyAttr, ReplyEntry, ReplyStatfs, ReplyXattr};
 use rustix::fs::StatVfs;
@@ -36,7 +37,7 @@ macro_rules! fail {
 
 fail! {
     ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 }
 
 /// Runs a request and answers it: `done` with the outcome, or the error.
@@ -68,14 +69,36 @@ pub fn contain<T>(op: Op, call: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Answers with an entry.
-pub fn send_entry(reply: ReplyEntry, attr: &Attr) {
-    reply.entry_with_ttls(&convert::attr_ttl(attr), &FOREVER, &convert::attr(attr), GENERATION);
-}
+/// How long the kernel may keep what it is told of names and attributes.
+#[derive(Debug, Clone, Copy)]
+pub struct Ttl(Duration);
 
-/// Answers with attributes.
-pub fn send_attr(reply: ReplyAttr, attr: &Attr) {
-    reply.attr(&convert::attr_ttl(attr), &convert::attr(attr));
+impl Ttl {
+    /// The time that the option `timeout=` gives; without it, [`FOREVER`].
+    pub fn new(timeout: Option<Duration>) -> Self {
+        Self(timeout.unwrap_or(FOREVER).min(FOREVER))
+    }
+
+    /// How long the kernel may keep these attributes.
+    pub fn of(self, attr: &Attr) -> Duration {
+        if attr.cacheable { self.0 } else { Duration::ZERO }
+    }
+
+    /// Answers with an entry.
+    pub fn entry(self, reply: ReplyEntry, attr: &Attr) {
+        reply.entry_with_ttls(&self.of(attr), &self.0, &convert::attr(attr), GENERATION);
+    }
+
+    /// Answers with attributes.
+    pub fn attr(self, reply: ReplyAttr, attr: &Attr) {
+        reply.attr(&self.of(attr), &convert::attr(attr));
+    }
+
+    /// Answers that a name is not there: node 0, with a time to keep that, which a plain ENOENT lacks.
+    pub fn missing(self, reply: ReplyEntry) {
+        let none = convert::bare_attr(0, fuser::FileType::RegularFile);
+        reply.entry_with_ttls(&self.0, &self.0, &none, GENERATION);
+    }
 }
 
 /// Answers a request for an xattr or a list: its size when `room` is 0, else the bytes if they fit.
@@ -87,12 +110,6 @@ pub fn send_xattr(reply: ReplyXattr, room: u32, value: &[u8]) {
     } else {
         reply.data(value);
     }
-}
-
-/// Answers that a name is not there: node 0, with a time to keep that, which a plain ENOENT lacks.
-pub fn send_missing(reply: ReplyEntry) {
-    let none = convert::bare_attr(0, fuser::FileType::RegularFile);
-    reply.entry_with_ttls(&FOREVER, &FOREVER, &none, GENERATION);
 }
 
 /// Answers with the state of the filesystem.

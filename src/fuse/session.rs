@@ -10,10 +10,11 @@ use std::thread;
 
 use fuser::{MountOption, Session, SessionACL};
 use rustix::event::{PollFd, PollFlags};
+use rustix::mount::MountFlags;
 
 use super::adapter::Adapter;
 use super::mounts;
-use crate::config::{MountConfig, Options};
+use crate::config::{Atime, MountConfig, Options};
 use crate::error::{Errno, MountError};
 use crate::format::mountinfo;
 use crate::fs::UnionFs;
@@ -104,15 +105,7 @@ fn connect(adapter: Adapter, at: &Path, options: &Options) -> Result<Session<Ada
     let root = rustix::process::geteuid().is_root();
     let allow_other = options.allow_other.unwrap_or(root);
     let source = options.fsname.as_deref().unwrap_or(DEFAULT_SOURCE);
-    let request = FuseMount {
-        source,
-        allow_other,
-        read_only: options.read_only,
-        nodev: options.nodev,
-        nosuid: options.nosuid,
-        noexec: options.noexec,
-        noatime: options.noatime,
-    };
+    let request = FuseMount { source, allow_other, flags: mount_flags(options) };
     let mut config = fuser::Config::default();
     config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
     let threads = options.threads.unwrap_or_else(default_threads).max(1);
@@ -138,22 +131,39 @@ fn connect(adapter: Adapter, at: &Path, options: &Options) -> Result<Session<Ada
     }
 }
 
+fn mount_flags(options: &Options) -> MountFlags {
+    let mut flags = MountFlags::empty();
+    flags.set(MountFlags::RDONLY, options.read_only);
+    flags.set(MountFlags::NODEV, options.nodev);
+    flags.set(MountFlags::NOSUID, options.nosuid);
+    flags.set(MountFlags::NOEXEC, options.noexec);
+    flags.set(MountFlags::SYNCHRONOUS, options.sync);
+    flags.set(MountFlags::DIRSYNC, options.dirsync);
+    flags.set(MountFlags::NODIRATIME, options.nodiratime);
+    flags.set(MountFlags::NOATIME, options.atime == Atime::No);
+    flags.set(MountFlags::RELATIME, options.atime == Atime::Relative);
+    flags.set(MountFlags::STRICTATIME, options.atime == Atime::Strict);
+    flags
+}
+
 /// The options in the words of fusermount3(1), the set-user-ID program that mounts for users without
-/// the right to.
+/// the right to. It has none for the finer settings of access times, which FUSE leaves to the layers anyway.
 fn helper_options(mount: &FuseMount<'_>) -> Vec<MountOption> {
     let mut options = vec![
         MountOption::DefaultPermissions,
         MountOption::FSName(mount.source.to_owned()),
         MountOption::Subtype("unionfs".to_owned()),
     ];
-    for (wanted, option) in [
-        (mount.read_only, MountOption::RO),
-        (mount.nodev, MountOption::NoDev),
-        (mount.nosuid, MountOption::NoSuid),
-        (mount.noexec, MountOption::NoExec),
-        (mount.noatime, MountOption::NoAtime),
+    for (flag, option) in [
+        (MountFlags::RDONLY, MountOption::RO),
+        (MountFlags::NODEV, MountOption::NoDev),
+        (MountFlags::NOSUID, MountOption::NoSuid),
+        (MountFlags::NOEXEC, MountOption::NoExec),
+        (MountFlags::NOATIME, MountOption::NoAtime),
+        (MountFlags::SYNCHRONOUS, MountOption::Sync),
+        (MountFlags::DIRSYNC, MountOption::DirSync),
     ] {
-        if wanted {
+        if mount.flags.contains(flag) {
             options.push(option);
         }
     }

@@ -15,6 +15,7 @@ use crate::sys::cred;
 use crate::sys::place::{self, FileId, Place};
 
 const LOWER: &str = "lower layer";
+const DATA: &str = "data-only layer";
 const UPPER: &str = "upper layer";
 const INIT: &str = "init layer";
 const WORK: &str = "work directory";
@@ -40,6 +41,7 @@ pub struct Claim {
 #[derive(Debug)]
 struct Directories<T> {
     lowers: Vec<T>,
+    data: Vec<T>,
     init: Option<T>,
     upper: Option<T>,
     work: Option<T>,
@@ -86,7 +88,7 @@ impl Claim {
         // Lowers are read through private clones of their mounts, in which the new mount does not show.
         // Without the right to clone, a lookup in the lower would run into the mount and wait for itself.
         if !cred::is_admin()
-            && let Some(lower) = self.directories.lowers.iter().find(|l| at.place.is_inside(&l.place))
+            && let Some(lower) = self.directories.read_only().find(|l| at.place.is_inside(&l.place))
         {
             let reason = format!("lies inside {}, which takes root; mount somewhere else", lower.name());
             return Err(at.error(reason));
@@ -100,9 +102,15 @@ impl<T> Directories<T> {
         [&self.upper, &self.work, &self.init, &self.init_work].into_iter().flatten()
     }
 
+    /// The directories that are never changed.
+    fn read_only(&self) -> impl Iterator<Item = &T> {
+        self.lowers.iter().chain(&self.data)
+    }
+
     fn map<U>(&self, mut f: impl FnMut(&T) -> U) -> Directories<U> {
         Directories {
             lowers: self.lowers.iter().map(&mut f).collect(),
+            data: self.data.iter().map(&mut f).collect(),
             init: self.init.as_ref().map(&mut f),
             upper: self.upper.as_ref().map(&mut f),
             work: self.work.as_ref().map(&mut f),
@@ -143,11 +151,11 @@ pub fn claim(layers: &LayerPaths) -> Result<Claim, MountError> {
         _ => None,
     };
     let fds = LayerFds {
-        data: Vec::new(),
         upper,
         init: opened.init.map(|o| o.fd),
         init_work: opened.init_work.map(|o| o.fd),
         lowers: opened.lowers.into_iter().map(|o| o.fd).collect(),
+        data: opened.data.into_iter().map(|o| o.fd).collect(),
     };
     Ok(Claim { fds: Some(fds), directories: at, _locks: locks })
 }
@@ -168,7 +176,7 @@ pub fn check(layers: &LayerPaths, missing_upper: bool) -> Result<(), MountError>
     let Some(nearest) = absolute.ancestors().skip(1).find(|p| p.exists()) else { return Ok(()) };
     let fd = place::pin_named_dir(nearest).map_err(complain)?;
     let nearest = place::place(&fd).map_err(complain)?;
-    for layer in at.lowers.iter().chain(&at.init) {
+    for layer in at.read_only().chain(&at.init) {
         if nearest.is(&layer.place) || nearest.is_inside(&layer.place) {
             let reason = format!("would lie inside {}; choose a directory outside of it", layer.name());
             return Err(MountError::path(UPPER, &upper, reason));
@@ -215,14 +223,15 @@ fn errno(e: &std::io::Error) -> Errno {
 }
 
 fn open(layers: &LayerPaths) -> Result<Directories<Opened>, MountError> {
-    let count = layers.lowers.len();
-    if count == 0 || count > MAX_LOWERS {
+    let count = layers.lowers.len() + layers.data.len();
+    if layers.lowers.is_empty() || count > MAX_LOWERS {
         let reason = format!("{count} lower layers are named; name 1 to {MAX_LOWERS}");
         return Err(MountError::option("LOWER", reason));
     }
     let optional = |what, path: &Option<PathBuf>| path.as_ref().map(|p| open_one(what, p)).transpose();
     Ok(Directories {
         lowers: layers.lowers.iter().map(|p| open_one(LOWER, p)).collect::<Result<_, _>>()?,
+        data: layers.data.iter().map(|p| open_one(DATA, p)).collect::<Result<_, _>>()?,
         init: optional(INIT, &layers.init)?,
         upper: optional(UPPER, &layers.upper)?,
         work: optional(WORK, &layers.work)?,
@@ -262,7 +271,7 @@ fn check_apart(a: &Located, b: &Located) -> Result<(), MountError> {
 fn check_stacking(at: &Directories<Located>) -> Result<(), MountError> {
     // The kernel's overlayfs answers ELOOP to a lower that is named twice.
     let mut seen: HashMap<FileId, &Located> = HashMap::new();
-    for lower in &at.lowers {
+    for lower in at.read_only() {
         if let Some(first) = seen.insert(lower.place.id, lower) {
             let reason = if first.path == lower.path {
                 "is named twice; name each lower layer once".into()
@@ -273,7 +282,7 @@ fn check_stacking(at: &Directories<Located>) -> Result<(), MountError> {
         }
     }
     for writable in at.upper.iter().chain(&at.init) {
-        for lower in &at.lowers {
+        for lower in at.read_only() {
             check_apart(writable, lower)?;
         }
     }
@@ -316,7 +325,7 @@ fn check_work(at: &Directories<Located>) -> Result<(), MountError> {
     }
     let works: Vec<&Located> = at.work.iter().chain(&at.init_work).collect();
     for (i, work) in works.iter().enumerate() {
-        for layer in at.upper.iter().chain(&at.init).chain(&at.lowers) {
+        for layer in at.upper.iter().chain(&at.init).chain(at.read_only()) {
             check_apart(work, layer)?;
         }
         for other in &works[..i] {
@@ -384,6 +393,7 @@ mod tests {
             let some = |name: &str| (!name.is_empty()).then(|| self.path(name));
             LayerPaths {
                 lowers: lowers.iter().map(|l| self.path(l)).collect(),
+                data: Vec::new(),
                 init: some(init),
                 upper: some(upper),
                 work: some(work),
@@ -441,6 +451,31 @@ mod tests {
         t.refused(&["a"], "u", "u", "", "is also the upper layer");
         t.refused(&["a"], "u", "a/sub", "", "lies inside the lower layer");
         t.refused(&["a"], "u", "i", "i", "is also the init layer");
+    }
+
+    #[test]
+    fn data_only_layers_are_checked_like_lowers() {
+        let t = Tree::new();
+        let with = |data: &[&str]| LayerPaths {
+            data: data.iter().map(|d| t.path(d)).collect(),
+            ..t.layers(&["a"], "u", "w", "")
+        };
+        let mut good = claim(&with(&["b", "i"])).unwrap();
+        assert_eq!(good.take_fds().unwrap().data.len(), 2);
+        drop(good);
+        for (data, says) in [
+            ("none", "data-only layer"),
+            ("file", "is not a directory"),
+            ("a", "named twice"),
+            ("link", "same directory as"),
+            ("u/sub", "contains the data-only layer"),
+            ("w", "is also the data-only layer"),
+        ] {
+            let error = claim(&with(&["b", data])).unwrap_err().to_string();
+            assert!(error.contains(says), "{error:?} lacks {says:?}");
+        }
+        let error = claim(&LayerPaths { lowers: Vec::new(), ..with(&["b"]) }).unwrap_err().to_string();
+        assert!(error.contains("lower layers are named"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Inode numbers of the union: one space over all the layers' filesystems.
 
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
@@ -26,6 +27,10 @@ struct Fs {
 pub struct Identity {
     filesystems: RwLock<Vec<Fs>>,
     overflow: DashMap<(u64, u64), u64>,
+    /// Numbers of single names, by the number of their directory.
+    names: DashMap<(u64, Box<OsStr>), u64>,
+    /// Whether `overflow` has numbers that were given to an object by [`Self::adopt`].
+    adopted: AtomicBool,
     overflowed: AtomicU64,
 }
 
@@ -42,6 +47,11 @@ impl Identity {
     /// bits, its own number below (as `xino` of overlayfs does). Numbers that do not fit, and 0 and
     /// 1, which FUSE keeps for itself, are replaced by ones counted up.
     pub fn compose(&self, dev: u64, ino: u64) -> u64 {
+        if self.adopted.load(Ordering::Acquire)
+            && let Some(number) = self.overflow.get(&(dev, ino))
+        {
+            return *number;
+        }
         let known = self.filesystems.read().iter().position(|f| f.dev == dev);
         let index = known.unwrap_or_else(|| {
             let mut all = self.filesystems.write();
@@ -60,10 +70,23 @@ impl Identity {
     /// A number of its own for an object whose number another object claims. It holds for the life of
     /// the mount.
     pub fn alias(&self, dev: u64, ino: u64) -> u64 {
-        *self
-            .overflow
-            .entry((dev, ino))
-            .or_insert_with(|| (OVERFLOW << INO_BITS) + 2 + self.overflowed.fetch_add(1, Ordering::Relaxed))
+        *self.overflow.entry((dev, ino)).or_insert_with(|| self.next())
+    }
+
+    /// A number for the file that one name of a lower hardlink stands for, when the names do not stay
+    /// together: `parent` is the directory's number. It holds for the life of the mount.
+    pub fn of_name(&self, parent: u64, name: &OsStr) -> u64 {
+        *self.names.entry((parent, name.into())).or_insert_with(|| self.next())
+    }
+
+    /// Gives an object of a layer the number that the union knows it by, for the life of the mount.
+    pub fn adopt(&self, dev: u64, ino: u64, number: u64) {
+        self.overflow.insert((dev, ino), number);
+        self.adopted.store(true, Ordering::Release);
+    }
+
+    fn next(&self) -> u64 {
+        (OVERFLOW << INO_BITS) + 2 + self.overflowed.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The union's number of the lower object that an origin names; `None` when its filesystem is
@@ -103,5 +126,11 @@ mod tests {
         let big = id.compose(10, u64::MAX);
         assert_ne!(one, big);
         assert_eq!(id.compose(10, u64::MAX), big);
+        let a = id.of_name(7, OsStr::new("a"));
+        assert_eq!(id.of_name(7, OsStr::new("a")), a);
+        assert_ne!(id.of_name(7, OsStr::new("b")), a);
+        id.adopt(10, 6, a);
+        assert_eq!(id.compose(10, 6), a);
+        assert_eq!(id.compose(10, 5), 5);
     }
 }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::config::{Options, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Namespace};
 use crate::layer::dir::{Dir, LayerId};
@@ -63,6 +64,7 @@ pub struct Stack {
     identity: Identity,
     namespace: Namespace,
     volatile: bool,
+    follow_redirects: bool,
 }
 
 /// Directory descriptors kept open at most, by a limit of open files.
@@ -74,12 +76,10 @@ fn fd_budget() -> usize {
 impl Stack {
     /// Builds the stack. Lowers are cloned as private read-only mounts where permitted.
     ///
-    /// `userxattr`: the namespace of private xattrs, `None` to take what is permitted. `volatile`:
-    /// skip syncs.
-    ///
     /// # Errors
     /// Those of preparing the work directory.
-    pub fn open(fds: LayerFds, userxattr: Option<bool>, volatile: bool) -> Result<Self> {
+    pub fn open(fds: LayerFds, options: &Options) -> Result<Self> {
+        let userxattr = options.userxattr;
         let cache = Arc::new(FdCache::new(fd_budget()));
         let identity = Identity::default();
         let mut layers: Vec<Layer> = Vec::new();
@@ -132,7 +132,16 @@ impl Stack {
                 }
             }
         };
-        Ok(Self { layers, data, work, init_work, identity, namespace, volatile })
+        Ok(Self {
+            layers,
+            data,
+            work,
+            init_work,
+            identity,
+            namespace,
+            volatile: options.volatile,
+            follow_redirects: options.redirect_dir != RedirectDir::NoFollow,
+        })
     }
 
     /// The number of layers.
@@ -236,6 +245,11 @@ impl Stack {
     /// The namespace of the mount's private xattrs.
     pub fn namespace(&self) -> Namespace {
         self.namespace
+    }
+
+    /// Whether redirects in the layers are followed.
+    pub fn follows_redirects(&self) -> bool {
+        self.follow_redirects
     }
 
     /// Whether syncs are skipped.

@@ -17,6 +17,8 @@ use crate::sys::cred::Caller;
 use crate::sys::file;
 use crate::sys::xattr::{self, Target};
 
+const DEFAULT_ACL: &str = "system.posix_acl_default";
+
 /// What the filesystem of a writable layer and our rights permit, found by trying.
 #[derive(Debug, Clone, Copy)]
 pub struct Abilities {
@@ -30,6 +32,15 @@ pub struct Abilities {
     pub rename_whiteout: bool,
     /// Files can be made without a name (O_TMPFILE).
     pub nameless: bool,
+}
+
+impl Abilities {
+    /// Whether objects of this type take private xattrs: symlinks and special files have no `user.*` ones
+    /// (xattr(7)).
+    pub fn marks(&self, kind: FileType) -> bool {
+        let any = self.namespace == Namespace::Trusted;
+        self.xattrs && (any || matches!(kind, FileType::RegularFile | FileType::Directory))
+    }
 }
 
 /// The work directory of a writable layer.
@@ -61,6 +72,7 @@ impl WorkDir {
         };
         let next = AtomicU64::new(0);
         let work = sub("work")?;
+        inherit_nothing(&work)?;
         clean(&work)?;
         let abilities = probe(&work, &next, userxattr)?;
         Ok(Self { work, index: sub("index")?, gone: sub("gone")?, abilities, next })
@@ -113,7 +125,6 @@ impl WorkDir {
     }
 
     fn adopt(&self, temp: &OsStr, like: &Writable) -> Result<Writable> {
-        const DEFAULT_ACL: &str = "system.posix_acl_default";
         let fd = file::open_dir(self.work.fd()?, temp)?;
         let model = like.fd()?;
         let st = file::stat_fd(&model)?;
@@ -198,6 +209,16 @@ impl Nursery<'_> {
 impl Drop for Nursery<'_> {
     fn drop(&mut self) {
         self.work.purge(&self.temp);
+    }
+}
+
+/// What is made in the work directory must not inherit from it: a copy has the attributes of its model,
+/// and ACLs that the model lacks would stay.
+fn inherit_nothing(work: &Writable) -> Result<()> {
+    let fd = work.fd()?;
+    match xattr::remove(Target::Fd(fd.as_fd()), OsStr::new(DEFAULT_ACL)) {
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        other => other,
     }
 }
 

@@ -32,8 +32,8 @@ pub struct Attr {
     pub mtime: (i64, u32),
     /// Last change of the inode.
     pub ctime: (i64, u32),
-    /// Whether the kernel may keep the attributes. False while bits that bear on security can change
-    /// without our knowing (see `docs/SEMANTICS.md`, "set-ID bits").
+    /// Whether the kernel may keep the attributes. False while they can change without our knowing (see
+    /// `docs/SEMANTICS.md`, "Set-ID bits" and "mmap, passthrough").
     pub cacheable: bool,
 }
 

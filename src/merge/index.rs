@@ -51,7 +51,8 @@ pub fn find(stack: &Stack, origin: &Origin) -> Result<Option<(Indexed, Stat)>> {
     }
 }
 
-fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
+/// How far the number of names in the union is from the upper inode's, as recorded.
+pub fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
     let work = stack.work(UPPER)?;
     let index = work.index().fd()?;
     let attr = Mark::Nlink.name(work.abilities().namespace);
@@ -108,7 +109,7 @@ pub fn store_gone(stack: &Stack, origin: &Origin, count: u32) -> Result<()> {
     work.staging().rename(&temp, work.gone(), &name, RenameFlags::empty()).inspect_err(|_| work.purge(&temp))
 }
 
-/// Whether lower hardlinks can be kept together: index entries need file handles and xattrs.
-pub fn usable(stack: &Stack) -> bool {
-    stack.work(UPPER).is_ok_and(|w| w.abilities().xattrs)
+/// Whether lower hardlinks of this type can be kept together: index entries need xattrs.
+pub fn usable(stack: &Stack, kind: FileType) -> bool {
+    stack.work(UPPER).is_ok_and(|w| w.abilities().marks(kind))
 }

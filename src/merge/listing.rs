@@ -38,7 +38,7 @@ pub fn list(stack: &Stack, parts: &Parts) -> Result<Vec<Entry>> {
     let (asked, lower) = dirs.split_at(dirs.len().saturating_sub(known));
     for (i, dir) in asked.iter().enumerate() {
         let last = i + 1 == dirs.len();
-        let upper = stack.role(dir.layer()) == Role::Upper;
+        let role = stack.role(dir.layer());
         let dev = dir.id().0;
         // What this layer hides in those below it, where it says so by other names.
         let mut hidden: Vec<Box<OsStr>> = Vec::new();
@@ -60,7 +60,13 @@ pub fn list(stack: &Stack, parts: &Parts) -> Result<Vec<Entry>> {
             }
             // The number of an upper directory is that of a part below, if there is one; that of an
             // upper file is its origin's.
-            let indirect = upper && (dir.impure() || (kind == FileType::Directory && !last));
+            // Init files that came from the upper have one as well; there are few.
+            let is_dir = kind == FileType::Directory;
+            let indirect = match role {
+                Role::Upper => dir.impure() || (is_dir && !last),
+                Role::Init => !is_dir,
+                Role::Lower => false,
+            };
             let ino = (!indirect).then(|| stack.identity().compose(dev, ino));
             entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
             Ok(())

@@ -98,6 +98,15 @@ fn with_data(stack: &Stack, mut other: Other, below: &[Arc<Dir>], budget: &mut u
     let redirect = marks::file_redirect(other.dir.fd()?, &other.name, stack.namespace())?;
     let found = match &redirect {
         None => lookup_bounded(stack, below, None, &other.name, budget)?,
+        Some(Redirect::Absolute(path)) if !stack.follows_redirects() && stack.role(layer) == Role::Lower => {
+            // As to the kernel, one from a lower to a data-only layer is no way around permissions: what
+            // is there is nowhere else to be seen.
+            match data_only(stack, path, budget)? {
+                Found::Nothing { .. } => return Err(Errno::PERM),
+                found => found,
+            }
+        }
+        Some(_) if !stack.follows_redirects() => return Err(Errno::PERM),
         Some(Redirect::Sibling(name)) => lookup_bounded(stack, below, None, name, budget)?,
         Some(Redirect::Absolute(path)) => {
             let roots: Vec<Arc<Dir>> = stack.roots().filter(|r| r.layer() > layer).cloned().collect();
@@ -166,7 +175,8 @@ pub fn is_whiteout(dir: &Dir, name: &OsStr, stat: &Stat) -> Result<bool> {
 /// Looks `name` up in a merged directory.
 ///
 /// # Errors
-/// Those of the layers (EIO, ENAMETOOLONG...); EIO for a malformed redirect, ELOOP for too many.
+/// Those of the layers (EIO, ENAMETOOLONG...); EIO for a malformed redirect, ELOOP for too many, EPERM
+/// for one that is not to be followed.
 pub fn lookup(stack: &Stack, parts: &Parts, name: &OsStr) -> Result<Found> {
     lookup_bounded(stack, parts.dirs(), parts.lowers(), name, &mut MAX_REDIRECTS.clone())
 }
@@ -286,6 +296,12 @@ fn lookup_bounded(
         }
         match marks.redirect {
             None => {}
+            // Where there is nothing to look for, it leads nowhere.
+            Some(Redirect::Sibling(_)) if places.below().is_empty() => {}
+            Some(_) if !stack.follows_redirects() => {
+                tracing::debug!(name = %name.display(), "a redirect is not followed");
+                return Err(Errno::PERM);
+            }
             Some(Redirect::Sibling(other)) => {
                 name = other.into();
                 places.change_name();

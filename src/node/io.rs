@@ -14,11 +14,11 @@ pub struct Io {
     cached: u32,
     /// Open handles with passthrough.
     passed: u32,
-    /// Open handles for writing.
-    writers: u32,
     backing: Option<Backing>,
     /// The kernel wrote by itself: pages cached before may be old.
     written: bool,
+    /// The kernel may have mapped it for writing by itself; a mapping outlives its handle.
+    mappable: bool,
 }
 
 impl std::fmt::Debug for Io {
@@ -36,14 +36,15 @@ impl Io {
         self.passed > 0
     }
 
-    /// Whether the kernel may write by itself, so that times and size change without our knowing.
-    pub fn is_written_by_kernel(&self) -> bool {
-        self.passed > 0 && self.writers > 0
+    /// Whether a mapping may write to the file, and so change its times and blocks, without our knowing.
+    pub fn is_mappable(&self) -> bool {
+        self.mappable
     }
 
-    /// Whether anyone may write to the file, or the kernel holds on to it.
-    pub fn is_pinned_down(&self) -> bool {
-        self.passed > 0 || self.writers > 0
+    /// Records that the kernel may map the file for writing by itself, for as long as it knows the file.
+    /// Gives whether that is new.
+    pub fn set_mappable(&mut self) -> bool {
+        !std::mem::replace(&mut self.mappable, true)
     }
 
     /// Takes in one more handle. `allowed`: whether it may be passed through, as far as the file is
@@ -56,7 +57,6 @@ impl Io {
         writes: bool,
         make: impl FnOnce() -> Option<Backing>,
     ) -> (Option<Backing>, bool) {
-        self.writers += u32::from(writes);
         if self.passed == 0 && self.cached == 0 && allowed {
             self.backing = make();
         }
@@ -71,8 +71,7 @@ impl Io {
     }
 
     /// Lets a handle go. Gives what must be dropped once the lock is released.
-    pub fn close(&mut self, passed: bool, writes: bool) -> Option<Backing> {
-        self.writers = self.writers.saturating_sub(u32::from(writes));
+    pub fn close(&mut self, passed: bool) -> Option<Backing> {
         if !passed {
             self.cached = self.cached.saturating_sub(1);
             return None;
@@ -97,15 +96,15 @@ mod tests {
         // A lower file is open for reading, then copied up and opened again: all stay cached.
         assert!(io.open(false, false, backing).0.is_none());
         assert!(io.open(true, true, backing).0.is_none());
-        io.close(false, false);
+        io.close(false);
         assert!(io.open(true, true, backing).0.is_none());
-        io.close(false, false);
-        io.close(false, false);
+        io.close(false);
+        io.close(false);
         // With the last cached handle gone, the kernel does it alone; then all do.
         assert!(io.open(true, true, backing).0.is_some());
         assert!(io.open(false, false, || None).0.is_some());
-        io.close(true, true);
-        assert!(io.close(true, true).is_some());
+        io.close(true);
+        assert!(io.close(true).is_some());
         // Pages from before the kernel wrote by itself are old, once.
         assert_eq!((false, true), (io.open(false, false, backing).1, io.open(false, false, backing).1));
     }

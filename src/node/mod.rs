@@ -6,8 +6,8 @@
 //! 2. [`Node::names`] of directories: of one, or of several in order of their numbers (a parent of a
 //!    renamed or replaced directory before that directory). Held across the system calls that
 //!    change a directory.
-//! 3. [`Node::io`] of a file. Held while a file is opened.
-//! 4. [`Node::counting`] of a hardlink. Held while its recorded number of names changes.
+//! 3. [`Node::counting`] of one node. Held while names of it come and go in different directories.
+//! 4. [`Node::io`] of a file. Held while a file is opened.
 //! 5. The state inside a node: held for moments, never across a system call.
 
 pub mod files;

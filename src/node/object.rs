@@ -69,9 +69,10 @@ pub struct Node {
     pub kind: FileType,
     /// Serialises copy-up of this object.
     pub copying: Mutex<()>,
-    /// A directory: held for reading to look names up and list them, for writing to change them.
+    /// A directory: held for reading to look names up and list them, for writing to change them. A file: held
+    /// for reading while its content changes, for writing while that moves to another mount.
     pub names: RwLock<()>,
-    /// Held while the recorded number of a hardlink's names changes.
+    /// Anything but a directory: held while a name is added or taken away and the number of names with it.
     pub counting: Mutex<()>,
     layer: AtomicU16,
     content: AtomicU16,

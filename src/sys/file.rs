@@ -127,6 +127,14 @@ pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
     rustix::fs::open(super::proc_path(fd.as_fd(), None), flags | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// The same without a trace in the access time, where that is permitted.
+pub fn reopen_noatime(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
+    match reopen(&fd, flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => reopen(fd, flags),
+        other => other,
+    }
+}
+
 /// Pins an object of any type without opening it (O_PATH).
 pub fn open_path(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd> {
     rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())

@@ -4,6 +4,7 @@
 pub mod copy;
 pub mod cred;
 pub mod file;
+pub mod flags;
 pub mod handle;
 pub mod mount;
 pub mod place;

@@ -63,22 +63,14 @@ pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
 }
 
 /// Options of a FUSE mount that the kernel takes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct FuseMount<'a> {
     /// Shown as the source in the mount table.
     pub source: &'a str,
     /// Let other users in.
     pub allow_other: bool,
-    /// Generic mount flags.
-    pub read_only: bool,
-    /// Ignore device nodes.
-    pub nodev: bool,
-    /// Ignore set-ID bits.
-    pub nosuid: bool,
-    /// No execution.
-    pub noexec: bool,
-    /// No access time updates.
-    pub noatime: bool,
+    /// Generic flags of mount(2).
+    pub flags: MountFlags,
 }
 
 /// Opens /dev/fuse and mounts it at `at`, whose root is a directory.
@@ -97,14 +89,8 @@ pub fn mount_fuse(at: &Path, options: &FuseMount<'_>) -> Result<OwnedFd> {
     if options.allow_other {
         data.push_str(",allow_other");
     }
-    let mut flags = MountFlags::empty();
-    flags.set(MountFlags::RDONLY, options.read_only);
-    flags.set(MountFlags::NODEV, options.nodev);
-    flags.set(MountFlags::NOSUID, options.nosuid);
-    flags.set(MountFlags::NOEXEC, options.noexec);
-    flags.set(MountFlags::NOATIME, options.noatime);
     let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
-    rustix::mount::mount(options.source, at, "fuse.unionfs", flags, data.as_c_str())?;
+    rustix::mount::mount(options.source, at, "fuse.unionfs", options.flags, data.as_c_str())?;
     Ok(dev)
 }
 

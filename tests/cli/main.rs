@@ -25,6 +25,9 @@ fn help_has_examples() {
     assert_eq!(stage.run(&[]).code, Some(2));
     assert_eq!(stage.run(&["mount", "a"]).code, Some(2));
     assert_eq!(stage.run(&["mount", "a", "u"]).code, Some(2));
+    assert_eq!(stage.run(&["mount", "-o", "ro", "m"]).code, Some(2));
+    let outcome = stage.run(&["mount", "a", "u"]);
+    assert!(outcome.stderr.contains("MOUNTPOINT") && outcome.stderr.contains("Usage: unionfs mount"));
     assert_eq!(stage.run(&["bogus"]).code, Some(2));
 }
 
@@ -45,7 +48,10 @@ fn refuses_bad_layers() {
         (["u/sub", "u", "m"], ["upper layer u: ", "contains the lower layer u/sub"]),
         (["a:b:link", "u", "m"], ["lower layer link: ", "same directory as a"]),
         (["a:a", "u", "m"], ["lower layer a: ", "named twice"]),
-        (["a::b", "u", "m"], ["option a::b: ", "empty"]),
+        (["a:::b", "u", "m"], ["option a:::b: ", "empty"]),
+        (["a::b:i", "u", "m"], ["option a::b:i: ", "cannot follow"]),
+        (["a::none", "u", "m"], ["data-only layer none: ", "does not exist"]),
+        (["a::link", "u", "m"], ["data-only layer link: ", "same directory as a"]),
         (["a", "u", "u"], ["mount point u: ", "is also the upper layer u"]),
         (["a", "u", "u/sub"], ["mount point u/sub: ", "lies inside the upper layer u"]),
     ] {
@@ -70,11 +76,55 @@ fn refuses_bad_options() {
         ("threads=0", "1 to 512"),
         ("passthrough=x", "on or off"),
         ("ro=1", "no value"),
+        ("redirect_dir=maybe", "on, off, follow or nofollow"),
+        ("index=x", "on or off"),
+        ("xino=x", "on, off or auto"),
+        ("timeout=soon", "seconds"),
+        ("default_permissions=x", "no value"),
     ] {
         let list = format!("rw,{option}");
         stage.fails(&["mount", "-o", &list, "a", "u", "m"], &[&format!("option {option}: "), says]);
     }
     stage.fails(&["mount", "-o", "log=none/log", "a", "u", "m"], &["log file none/log: "]);
+}
+
+#[test]
+fn refuses_bad_layers_in_options() {
+    let stage = Stage::new();
+    for (list, says) in [
+        ("lowerdir=none", ["lower layer none: ", "does not exist"]),
+        ("lowerdir=a:b::none", ["data-only layer none: ", "does not exist"]),
+        ("lowerdir=a,upperdir=file", ["upper layer file: ", "is not a directory"]),
+        ("lowerdir=a,upperdir=a", ["upper layer a: ", "is also the lower layer a"]),
+        ("lowerdir=a,upperdir=u,workdir=none", ["work directory none: ", "does not exist"]),
+        ("lowerdir=a,workdir=u", ["work directory u: ", "without an upper layer"]),
+        ("lowerdir=a,upperdir=u,init=none", ["init layer none: ", "does not exist"]),
+        ("lowerdir=a,upperdir=", ["option upperdir=: ", "needs a directory"]),
+        ("lowerdir=,upperdir=u", ["option lowerdir=: ", "needs a value"]),
+        ("lowerdir=a::", ["option a::: ", "empty"]),
+        (r"lowerdir=a\,none", ["lower layer a,none: ", "does not exist"]),
+        (r"lowerdir+=a:none", ["lower layer a:none: ", "does not exist"]),
+        ("upperdir=u", ["option lowerdir: ", "is missing"]),
+        ("datadir+=a", ["option lowerdir: ", "is missing"]),
+        ("lowerdir=a,bogus", ["option bogus: ", "is unknown"]),
+    ] {
+        stage.fails(&["mount", "-o", list, "m"], &says);
+    }
+    let both = "cannot stand beside layers named by -o";
+    for (args, what) in [
+        (&["mount", "-o", "lowerdir=a", "b", "u", "m"][..], "option b: "),
+        (&["mount", "-o", "lowerdir=a", "u", "m"], "option u: "),
+        (&["mount", "-o", "upperdir=u", "--read-only", "a", "m"], "option a: "),
+        (&["mount", "-o", "init=i", "a", "u", "m"], "option a: "),
+        (&["mount", "-o", "lowerdir=a,upperdir=u", "--init", "i", "m"], "option --init: "),
+        (&["mount", "-o", "lowerdir=a,upperdir=u", "--work", "i", "m"], "option --work: "),
+    ] {
+        stage.fails(args, &[what, both]);
+    }
+    stage.fails(
+        &["mount", "--read-only", "-o", "lowerdir=a,upperdir=u", "m"],
+        &["option upperdir: ", "beside --read-only"],
+    );
 }
 
 #[test]

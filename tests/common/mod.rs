@@ -300,8 +300,9 @@ fn tear_down(dir: &Path) {
         else {
             continue;
         };
-        let _ = rustix::mount::unmount(at, UnmountFlags::DETACH);
+        // In this order: once it is unmounted, its number may be that of another mount.
         abort(line);
+        let _ = rustix::mount::unmount(at, UnmountFlags::DETACH);
     }
 }
 

@@ -27,6 +27,8 @@ struct Case {
     /// Topmost first. With `init`, the first one is the init layer.
     layers: Vec<Vec<layers::Entry>>,
     init: bool,
+    /// A mount option.
+    option: &'static str,
     ops: Vec<Op>,
 }
 
@@ -35,11 +37,9 @@ fn case(ops: usize) -> impl Strategy<Value = Case> {
     // Overlayfs, when it stands in, has no init layer.
     let init =
         if common::overlay_backend() { Just(false).boxed() } else { prop::bool::weighted(0.25).boxed() };
-    (layers, init, prop::collection::vec(ops::op(), 0..=ops)).prop_map(|(layers, init, ops)| Case {
-        layers,
-        init,
-        ops,
-    })
+    let option = prop::sample::select(vec!["passthrough=on", "passthrough=off", "metacopy=on"]);
+    (layers, init, option, prop::collection::vec(ops::op(), 0..=ops))
+        .prop_map(|(layers, init, option, ops)| Case { layers, init, option, ops })
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -103,7 +103,7 @@ fn run(case: &Case) -> Result<(), String> {
 
 fn attempt(case: &Case, log: &mut Vec<String>) -> Result<(), String> {
     let lowers = case.layers.len() - usize::from(case.init);
-    let mut union = Union::new(lowers);
+    let mut union = Union::new(lowers).option(case.option);
     if case.init {
         union = union.with_init();
     }

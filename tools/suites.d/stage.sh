@@ -11,6 +11,7 @@ OPTIONS=
 TOOLS=target/tools
 STAGE=
 MNT=
+RUNNING=
 
 say() {
     printf '%s\n' "$*"
@@ -29,9 +30,15 @@ as_root() {
     fi
 }
 
-# Runs a command and ends it after a time; what ignores that for 20 s is killed.
+# Runs a command and ends it after a time; what ignores that for 20 s is killed. In the background, so that the
+# traps serve a signal to the script at once.
 within() {
-    timeout --kill-after=20 "$@"
+    local status=0
+    timeout --kill-after=20 "$@" &
+    RUNNING=$!
+    wait "$RUNNING" || status=$?
+    RUNNING=
+    return "$status"
 }
 
 need_root() {
@@ -105,6 +112,10 @@ stage_unmount() {
 # Ends the mount, in use or not, and removes the layers.
 stage_end() {
     [[ -n $STAGE ]] || return 0
+    if [[ -n $RUNNING ]]; then
+        kill "$RUNNING" 2>/dev/null || true
+        wait "$RUNNING" || true
+    fi
     if ! stage_unmount 2>/dev/null; then
         # Forced: it cuts the connection of a filesystem that does not answer.
         within 20 umount -f "$MNT" 2>/dev/null || true

@@ -9,9 +9,9 @@ use std::sync::{Arc, OnceLock};
 
 use fuser::{BackingId, FopenFlags, INodeNo, Notifier};
 
-use super::reply::{Fail, answer};
+use super::reply::{Fail, Ttl, answer};
 use super::stats::{Op, Stats};
-use super::{convert, handshake, reply};
+use super::{convert, handshake, ioctl, reply};
 use crate::config::Options;
 use crate::error::Result;
 use crate::fs::{Backing, Opened, UnionFs};
@@ -24,6 +24,7 @@ pub struct Adapter {
     notifier: Arc<OnceLock<Notifier>>,
     /// Passthrough is wanted; after the handshake: and the kernel agreed.
     passthrough: bool,
+    ttl: Ttl,
 }
 
 impl Adapter {
@@ -34,6 +35,7 @@ impl Adapter {
             stats: Arc::default(),
             notifier: Arc::default(),
             passthrough: options.passthrough && cred::is_admin(),
+            ttl: Ttl::new(options.timeout),
         }
     }
 
@@ -84,11 +86,11 @@ impl Adapter {
         }
     }
 
-    /// Drops the kernel's copy of the attributes of an inode whose mode changed, not of its pages. To be
-    /// called before the reply, so that who sees that answered sees the mode, too. Takes no lock in the
+    /// Drops the kernel's copy of the attributes of an inode that changed unseen by it, not of its pages. To be
+    /// called before the reply, so that who sees that answered sees the change, too. Takes no lock in the
     /// kernel that a pending request could hold.
-    fn forget_attributes_if(&self, mode_changed: bool, ino: INodeNo) {
-        if mode_changed
+    fn forget_attributes_if(&self, changed: bool, ino: INodeNo) {
+        if changed
             && let Some(notifier) = self.notifier.get()
             && let Err(err) = notifier.inval_inode(ino, -1, 0)
         {

@@ -14,8 +14,8 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::reply::{GENERATION, contain, send_attr, send_entry, send_missing, send_statfs, send_xattr};
-use super::{Adapter, Op, backing_id, convert, handshake, open_flags};
+use super::reply::{GENERATION, contain, send_statfs, send_xattr};
+use super::{Adapter, Op, backing_id, convert, handshake, ioctl, open_flags};
 use crate::error::Errno;
 use crate::fs::SetAttr;
 
@@ -40,8 +40,8 @@ impl fuser::Filesystem for Adapter {
                 Err(err) => Err(err),
             },
             |reply, found| match found {
-                Some(attr) => send_entry(reply, &attr),
-                None => send_missing(reply),
+                Some(attr) => self.ttl.entry(reply, &attr),
+                None => self.ttl.missing(reply),
             },
         );
     }
@@ -60,7 +60,7 @@ impl fuser::Filesystem for Adapter {
             Op::Getattr,
             reply,
             |_| self.fs.getattr(ino.0, fh.map(u64::from)),
-            |r, a| send_attr(r, &a),
+            |r, a| self.ttl.attr(r, &a),
         );
     }
 
@@ -94,7 +94,7 @@ impl fuser::Filesystem for Adapter {
             Op::Setattr,
             reply,
             |_| self.fs.setattr(&convert::caller(req, 0), ino.0, &set, fh.map(u64::from)),
-            |r, a| send_attr(r, &a),
+            |r, a| self.ttl.attr(r, &a),
         );
     }
 
@@ -122,7 +122,7 @@ impl fuser::Filesystem for Adapter {
             Op::Mknod,
             reply,
             |_| self.fs.mknod(&caller, parent.0, name, mode, convert::rdev_from_wire(rdev)),
-            |r, a| send_entry(r, &a),
+            |r, a| self.ttl.entry(r, &a),
         );
     }
 
@@ -132,7 +132,7 @@ impl fuser::Filesystem for Adapter {
             Op::Mkdir,
             reply,
             |_| self.fs.mkdir(&caller, parent.0, name, mode & 0o7777),
-            |r, a| send_entry(r, &a),
+            |r, a| self.ttl.entry(r, &a),
         );
     }
 
@@ -149,7 +149,7 @@ impl fuser::Filesystem for Adapter {
             Op::Symlink,
             reply,
             |_| self.fs.symlink(&convert::caller(req, 0), parent.0, name, target.as_os_str()),
-            |r, a| send_entry(r, &a),
+            |r, a| self.ttl.entry(r, &a),
         );
     }
 
@@ -176,7 +176,7 @@ impl fuser::Filesystem for Adapter {
             Op::Link,
             reply,
             |_| self.fs.link(ino.0, new_parent.0, new_name),
-            |r, a| send_entry(r, &a),
+            |r, a| self.ttl.entry(r, &a),
         );
     }
 
@@ -189,7 +189,7 @@ impl fuser::Filesystem for Adapter {
                 self.fs.open_file(&convert::caller(req, 0), ino.0, flags.0, &mut make)
             },
             |reply, opened| {
-                self.forget_attributes_if(opened.mode_changed, ino);
+                self.forget_attributes_if(opened.attributes_changed, ino);
                 let fh = FileHandle(opened.fh);
                 match backing_id(&opened) {
                     Some(id) => reply.opened_passthrough(fh, FopenFlags::empty(), id),
@@ -218,7 +218,7 @@ impl fuser::Filesystem for Adapter {
                 self.fs.create(&caller, parent.0, name, mode & 0o7777, flags, &mut make)
             },
             |reply, (attr, opened)| {
-                let (fh, ttl, attr) = (FileHandle(opened.fh), convert::attr_ttl(&attr), convert::attr(&attr));
+                let (fh, ttl, attr) = (FileHandle(opened.fh), self.ttl.of(&attr), convert::attr(&attr));
                 match backing_id(&opened) {
                     Some(id) => {
                         reply.created_passthrough(&ttl, &attr, GENERATION, fh, FopenFlags::empty(), id);
@@ -347,7 +347,7 @@ impl fuser::Filesystem for Adapter {
             |reply| {
                 self.fs.readdirplus(fh.0, offset, &mut |entry, attr| {
                     let (ttl, attr) = match attr {
-                        Some(attr) => (convert::attr_ttl(attr), convert::attr(attr)),
+                        Some(attr) => (self.ttl.of(attr), convert::attr(attr)),
                         None => (
                             Duration::ZERO,
                             convert::attributeless(entry.name, entry.ino, convert::kind(entry.kind)),
@@ -428,16 +428,23 @@ impl fuser::Filesystem for Adapter {
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
+        cmd: u32,
+        in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.stats.count(Op::Ioctl);
-        reply.error(fuser::Errno::ENOTTY);
+        self.answer(
+            Op::Ioctl,
+            reply,
+            |_| ioctl::run(&self.fs, ino.0, cmd, in_data),
+            |reply, done| {
+                self.forget_attributes_if(done.changed, ino);
+                reply.ioctl(0, &done.answer);
+            },
+        );
     }
 
     fn poll(

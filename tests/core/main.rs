@@ -1,0 +1,15 @@
+//! The union core without a mount: [`unionfs::fs::UnionFs`] on layers in temporary directories.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod concurrency;
+mod copy_up;
+mod hardlinks;
+mod init_layer;
+mod io_modes;
+mod lookup;
+mod model;
+mod redirects;
+mod renames;
+mod tree;
+mod union;
+mod unlinked;
