@@ -35,7 +35,7 @@ impl UnionFs {
         let changed = kill_setid && file::stat_fd(&*fd)?.has_setid();
         let written = write_some_at(&*fd, data, offset)?;
         if changed {
-            file::clear_setid(&*fd, || false, |_| true)?;
+            file::clear_setid(&*fd, || false, |_| false)?;
         }
         Ok((written, changed))
     }
