@@ -82,6 +82,21 @@ impl Peer {
         }
     }
 
+    /// Unmounts, and waits for the daemon: that of fuse-overlayfs 2.0 unmounts what is at its mount point
+    /// once more before it ends, whatever it is by then.
+    pub fn unmount(self, union: &mut Union) {
+        union.unmount();
+        let mnt = union.mnt();
+        let serves = |pid: std::fs::DirEntry| {
+            let args = std::fs::read(pid.path().join("cmdline")).unwrap_or_default();
+            let mut args = args.split(|&b| b == 0);
+            args.next().is_some_and(|program| program.ends_with(b"fuse-overlayfs"))
+                && args.any(|arg| arg == mnt.as_os_str().as_encoded_bytes())
+        };
+        let gone = || !std::fs::read_dir("/proc").unwrap().flatten().any(serves);
+        assert!(common::wait_for(Duration::from_secs(20), gone), "{} does not end", self.name());
+    }
+
     /// Reads what it shows, leaving out what it is known to tell wrong.
     pub fn read(self, union: &Union) -> tree::Tree {
         let mut tree = with_dir_times(&union.mnt(), tree::read_overlay(&union.mnt()));

@@ -121,7 +121,7 @@ fn copy(from: &Path, to: &Path) {
 fn by_peer(peer: Peer, union: &mut Union) -> tree::Tree {
     peer.mount(union);
     let tree = peer.read(union);
-    union.unmount();
+    peer.unmount(union);
     fair(peer, tree)
 }
 
@@ -142,7 +142,7 @@ fn theirs(peer: Peer, case: &Case) -> Result<(), String> {
     let mut union = build(peer, case);
     peer.mount(&union);
     work(peer, &union.mnt(), &case.ops, true);
-    union.unmount();
+    peer.unmount(&mut union);
 
     let mut below = Union::stacked(&union).read_only();
     let shown = by_peer(peer, &mut below);
@@ -224,7 +224,7 @@ fn by_us(peer: Peer, case: &Case) -> Result<(), String> {
     same("as upper", &shown, &by_peer(peer, &mut union))?;
     peer.mount(&union);
     work(peer, &union.mnt(), &case.more, true);
-    union.unmount();
+    peer.unmount(&mut union);
     let then = by_peer(peer, &mut union);
     same("back with us", &then, &by_ours(peer, &mut union))?;
 
