@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::Union;
 use common::files::{dir, errno, exists, get, list, put, whiteout};
+use common::{Union, daemon_of, wait_for};
 
 /// How soon the daemon must be gone after its mount is.
 const GONE: Duration = Duration::from_secs(2);
@@ -111,12 +111,12 @@ fn umount_ends_the_daemon_at_once() {
         }
         u.mount();
         put(u.at("f"), program);
-        let daemon = common::daemon_of(&u.mnt()).expect("a daemon");
+        let daemon = daemon_of(&u.mnt()).expect("a daemon");
         let out = Command::new(program).args(args).arg(u.mnt()).output().unwrap();
         assert!(out.status.success(), "{program}: {}", common::text(&out));
         assert!(!common::is_mounted(&u.mnt()));
         let alive = || Path::new("/proc").join(daemon.to_string()).join("root").exists();
-        assert!(common::wait_for(GONE, || !alive()), "the daemon outlives {program}");
+        assert!(wait_for(GONE, || !alive()), "the daemon outlives {program}");
         assert_eq!(get(u.upper("f")), program);
     }
 }
@@ -148,9 +148,8 @@ fn the_layers_are_free_after_umount() {
     u.mount();
     get(u.at("f"));
     u.unmount();
-    let free = common::wait_for(GONE, || {
-        rustix::mount::unmount(&tmpfs, rustix::mount::UnmountFlags::empty()).is_ok()
-    });
+    let free =
+        wait_for(GONE, || rustix::mount::unmount(&tmpfs, rustix::mount::UnmountFlags::empty()).is_ok());
     if !free {
         let _ = rustix::mount::unmount(&tmpfs, rustix::mount::UnmountFlags::DETACH);
     }
@@ -173,10 +172,10 @@ fn foreground_ends_on_a_signal() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let up = common::wait_for(Duration::from_secs(10), || common::is_mounted(&u.mnt()));
+        let up = wait_for(Duration::from_secs(10), || common::is_mounted(&u.mnt()));
         let read = up.then(|| get(u.at("f")));
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
-        let done = common::wait_for(Duration::from_secs(10), || child.try_wait().unwrap().is_some());
+        let done = wait_for(Duration::from_secs(10), || child.try_wait().unwrap().is_some());
         if !done {
             child.kill().unwrap();
         }
@@ -185,6 +184,29 @@ fn foreground_ends_on_a_signal() {
         assert!(child.wait().unwrap().success(), "{signal:?}");
         assert!(!common::is_mounted(&u.mnt()));
     }
+}
+
+#[test]
+fn statistics_on_a_signal() {
+    need_unionfs!();
+    let mut u = Union::new(1);
+    put(u.lower(0, "d/f"), "content");
+    let log = u.dir().join("log");
+    u = u.option(&format!("log={}", log.display()));
+    u.mount();
+    get(u.at("d/f"));
+    let pid = daemon_of(&u.mnt()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    for times in 1..=2 {
+        rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+        let totals = || get(&log).lines().filter(|l| l.starts_with("requests ")).count();
+        assert!(wait_for(Duration::from_secs(5), || totals() == times), "{}", get(&log));
+    }
+    let text = get(&log);
+    for line in ["nodes ", "resident_kib ", "request lookup ", "request open 1"] {
+        assert!(text.lines().any(|l| l.starts_with(line)), "no line {line:?} in:\n{text}");
+    }
+    assert_eq!(get(u.at("d/f")), "content", "the mount goes on");
 }
 
 #[test]

@@ -70,7 +70,8 @@ Needs /dev/fuse and the right to mount. Everything is unmounted and removed at t
   passthrough=on|off     let the kernel read and write files itself where permitted (default: on)
   threads=N              worker threads (default: two per CPU, 4 to 16)
   fsname=NAME            source shown in the mount table (default: unionfs)
-  log=FILE               append the log of a detached mount to FILE
+  log=FILE               append the log of a detached mount to FILE; SIGUSR1 to the daemon adds its
+                         statistics: requests by kind, live objects, memory
 In a value, `\\,` stands for a comma, and in a path `\\:` for a colon and `\\\\` for a backslash.
 
 Environment:

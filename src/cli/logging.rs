@@ -1,7 +1,7 @@
 //! Where the daemon's log goes. `UNIONFS_LOG` says what is logged; the log of the `log` crate, which
 //! the FUSE transport uses, is part of it.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -23,18 +23,22 @@ pub fn to_stderr() -> Result<(), MountError> {
     start(BoxMakeWriter::new(std::io::stderr), std::io::stderr().is_terminal())
 }
 
-/// Appends to a file, which only its owner may read: the log names files of the container.
+/// Appends to a file, which only its owner may read: the log names files of the container. Gives the
+/// file, for what is written whatever the filter says.
 ///
 /// # Errors
 /// A file that cannot be opened, a filter that cannot be read.
-pub fn to_file(path: &Path) -> Result<(), MountError> {
+pub fn to_file(path: &Path) -> Result<File, MountError> {
     let file = OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
         .open(path)
-        .map_err(|e| MountError::path("log file", path, format!("cannot be opened: {e}")))?;
-    start(BoxMakeWriter::new(file), false)
+        .and_then(|file| Ok((file.try_clone()?, file)))
+        .map_err(|e| MountError::path("log file", path, format!("cannot be opened: {e}")));
+    let (log, file) = file?;
+    start(BoxMakeWriter::new(log), false)?;
+    Ok(file)
 }
 
 fn start(writer: BoxMakeWriter, colour: bool) -> Result<(), MountError> {

@@ -1,10 +1,10 @@
 //! `unionfs mount`: from arguments to a mount that is served.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::args::MountArgs;
@@ -42,7 +42,8 @@ pub fn run(args: MountArgs) -> Result<(), MountError> {
         logging::to_stderr()?;
         rustix::process::umask(rustix::fs::Mode::empty());
         let served = prepare(config, create)?;
-        return serve(served).map_err(|e| MountError::System(format!("the mount has failed: {e}")));
+        return serve(served, Box::new(io::stderr()))
+            .map_err(|e| MountError::System(format!("the mount has failed: {e}")));
     }
     // Nothing has started a thread up to here.
     match process::fork() {
@@ -54,8 +55,8 @@ pub fn run(args: MountArgs) -> Result<(), MountError> {
 
 /// The detached process. Never returns into the caller's code.
 fn daemon(config: MountConfig, create: bool, reporter: process::Reporter) -> ! {
-    let logged = config.options.log.as_deref().map_or(Ok(()), logging::to_file);
-    let served = match logged.and_then(|()| prepare(config, create)) {
+    let log = config.options.log.as_deref().map(logging::to_file).transpose();
+    let (served, log) = match log.and_then(|log| Ok((prepare(config, create)?, log))) {
         Ok(served) => served,
         Err(e) => {
             reporter.failed(&e.to_string());
@@ -74,7 +75,10 @@ fn daemon(config: MountConfig, create: bool, reporter: process::Reporter) -> ! {
         }
     };
     let result = match told {
-        Ok(()) => serve(served),
+        Ok(()) => match log {
+            Some(file) => serve(served, Box::new(file)),
+            None => serve(served, Box::new(io::sink())),
+        },
         // Nobody waits for this mount any more, or nobody would believe in it.
         Err(e) => stopper.unmount().and(Err(e)),
     };
@@ -84,19 +88,28 @@ fn daemon(config: MountConfig, create: bool, reporter: process::Reporter) -> ! {
     std::process::exit(i32::from(result.is_err()));
 }
 
-/// A mount, and the signals that end it, which are caught since before it was made.
+/// A mount, and the signals to it, which are caught since before it was made.
 struct Served {
     mounted: Mounted,
     signals: Signals,
 }
 
+/// Where statistics are written that SIGUSR1 asks for.
+type Statistics = Box<dyn Write + Send>;
+
 /// Serves until the end, and then ends the process' hold on the layers at once.
-fn serve(served: Served) -> io::Result<()> {
+fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
     let Served { mounted, mut signals } = served;
-    let stopper = mounted.stopper();
+    let (stopper, report) = (mounted.stopper(), mounted.report());
     std::thread::Builder::new().name("signals".into()).spawn(move || {
-        if signals.forever().next().is_some() {
-            stop(&stopper);
+        for signal in signals.forever() {
+            if signal != SIGUSR1 {
+                stop(&stopper);
+            }
+            // In one piece: others write to the log as well.
+            if let Err(e) = statistics.write_all(report.text().as_bytes()) {
+                tracing::warn!("cannot write the statistics: {e}");
+            }
         }
     })?;
     let result = mounted.run();
@@ -188,7 +201,7 @@ fn prepare(mut config: MountConfig, create: bool) -> Result<Served, MountError> 
     choose_work(&mut config.layers, &mut made)?;
     let claim = claim::claim(&config.layers)?;
     claim.check_mount_point(&config.mountpoint)?;
-    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])
         .map_err(|e| MountError::System(format!("cannot catch signals: {e}")))?;
     let mounted = session::mount(&config, claim)?;
     made.keep();

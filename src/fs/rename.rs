@@ -20,7 +20,8 @@ use crate::layer::dir::LayerId;
 use crate::layer::stack::UPPER;
 use crate::layer::upper::Writable;
 use crate::merge::listing;
-use crate::merge::lookup::{hidden_below, is_whiteout};
+use crate::merge::lookup::hidden_below;
+use crate::merge::whiteout::is_whiteout;
 use crate::node::{Link, Node};
 use crate::sys::file;
 

@@ -6,5 +6,6 @@ mod handshake;
 mod ioctl;
 pub mod mounts;
 mod reply;
+pub mod report;
 pub mod session;
 pub mod stats;

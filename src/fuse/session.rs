@@ -14,6 +14,7 @@ use rustix::mount::MountFlags;
 
 use super::adapter::Adapter;
 use super::mounts;
+use super::report::Report;
 use crate::config::{Atime, MountConfig, Options};
 use crate::error::{Errno, MountError};
 use crate::format::mountinfo;
@@ -32,6 +33,7 @@ pub struct Mounted {
     session: Session<Adapter>,
     claim: Claim,
     stopper: Stopper,
+    report: Report,
 }
 
 impl std::fmt::Debug for Mounted {
@@ -84,7 +86,9 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
         claim.take_fds().ok_or_else(|| MountError::System("the layers were mounted already".to_owned()))?;
     let union = UnionFs::open(fds, &options)
         .map_err(|e| MountError::System(format!("the layers cannot be put together: {e}")))?;
-    let adapter = Adapter::new(Arc::new(union), &options);
+    let union = Arc::new(union);
+    let adapter = Adapter::new(Arc::clone(&union), &options);
+    let report = Report::new(union, adapter.stats());
     let notifier = adapter.notifier();
     // The table and the stopper need the path without symlinks.
     let at = config.mountpoint.canonicalize().map_err(|e| complain(&config.mountpoint, e.to_string()))?;
@@ -92,8 +96,11 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     // The adapter is new: nobody else has set it.
     let _ = notifier.set(session.notifier());
     let entry = mounts::top_at(&at).ok().flatten().filter(mountinfo::is_unionfs);
+    if let Some(entry) = &entry {
+        mounts::read_ahead(entry);
+    }
     let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at };
-    Ok(Mounted { session, claim, stopper })
+    Ok(Mounted { session, claim, stopper, report })
 }
 
 fn complain(mount_point: &Path, reason: impl Into<String>) -> MountError {
@@ -199,6 +206,11 @@ impl Mounted {
         self.stopper.clone()
     }
 
+    /// The statistics of this mount, also for another thread.
+    pub fn report(&self) -> Report {
+        self.report.clone()
+    }
+
     /// Serves requests until the mount is unmounted by whatever means. Blocks.
     ///
     /// Returns as soon as the kernel has ended the connection, even if a worker is still busy with a last
@@ -208,7 +220,7 @@ impl Mounted {
     /// # Errors
     /// A failure of the connection to the kernel.
     pub fn run(self) -> io::Result<()> {
-        let Self { session, claim, stopper } = self;
+        let Self { session, claim, stopper, report: _ } = self;
         let device = session.as_fd().try_clone_to_owned()?;
         let (ended, end) = mpsc::channel();
         let also_ended = ended.clone();

@@ -5,12 +5,12 @@ use std::ffi::OsStr;
 
 use rustix::fs::FileType;
 
-use crate::error::{Errno, Result};
+use crate::error::Result;
 use crate::format::names;
-use crate::layer::dir::{Dir, LayerId};
+use crate::layer::dir::LayerId;
 use crate::layer::stack::{Role, Stack};
-use crate::merge::lookup::is_whiteout;
 use crate::merge::lowers::{Lowers, Parts};
+use crate::merge::whiteout::visible;
 use crate::sys::file;
 
 /// An entry of a listing.
@@ -87,24 +87,6 @@ pub fn list(stack: &Stack, parts: &Parts, for_user: bool) -> Result<Vec<Entry>> 
         }
     }
     Ok(entries)
-}
-
-/// The type of an entry; `None` for a whiteout and for what vanished meanwhile.
-pub(super) fn visible(dir: &Dir, name: &OsStr, kind: FileType) -> Result<Option<FileType>> {
-    let suspicious = match kind {
-        FileType::CharacterDevice | FileType::Unknown => true,
-        FileType::RegularFile => dir.xattr_whiteouts()?,
-        _ => false,
-    };
-    if !suspicious {
-        return Ok(Some(kind));
-    }
-    match file::stat_at(dir.fd()?, name) {
-        Ok(st) if is_whiteout(dir, name, &st)? => Ok(None),
-        Ok(st) => Ok(Some(st.kind())),
-        Err(Errno::NOENT) => Ok(None),
-        Err(e) => Err(e),
-    }
 }
 
 /// Whether the directory made of `parts` has no entry.

@@ -11,6 +11,7 @@ use crate::layer::dir::{Dir, LayerId};
 use crate::layer::marks;
 use crate::layer::stack::{Role, Stack};
 use crate::merge::lowers::{Lowers, Parts, Row};
+use crate::merge::whiteout::is_whiteout;
 use crate::sys::file::{self, Stat};
 
 /// How many absolute redirects one lookup follows: more than any stack made by renames has, few
@@ -158,17 +159,6 @@ impl Found {
     /// Whether the name stands for an object.
     pub fn is_some(&self) -> bool {
         !matches!(self, Self::Nothing { .. })
-    }
-}
-
-/// Whether the entry `name` with `stat` in `dir` is a whiteout.
-pub fn is_whiteout(dir: &Dir, name: &OsStr, stat: &Stat) -> Result<bool> {
-    match stat.kind() {
-        FileType::CharacterDevice => Ok(stat.rdev == 0),
-        FileType::RegularFile if stat.size == 0 && dir.xattr_whiteouts()? => {
-            marks::is_xattr_whiteout(dir.fd()?, name)
-        }
-        _ => Ok(false),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::{Errno, Result};
 use crate::format::names;
 use crate::layer::dir::Dir;
 use crate::layer::stack::{Role, Stack};
-use crate::merge::listing::visible;
+use crate::merge::whiteout::visible;
 use crate::sys::file;
 
 /// The most rows that are kept of one directory; larger ones are asked each time.

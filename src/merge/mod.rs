@@ -7,3 +7,4 @@ pub mod listing;
 pub mod lookup;
 pub mod lowers;
 pub mod number;
+pub mod whiteout;

@@ -16,7 +16,6 @@ use crate::merge::index::Indexed;
 use crate::merge::lookup::Data;
 use crate::merge::lowers::Parts;
 use crate::node::io::Io;
-use crate::node::table::Table;
 use crate::sys::file::{self, Stat};
 
 /// A name of an object in the union.
@@ -60,6 +59,12 @@ pub struct State {
     pub hidden: bool,
 }
 
+/// What a node is registered in, and must be taken out of when it goes.
+pub(super) trait Registry: std::fmt::Debug + Send + Sync {
+    /// Takes out the node with this number, which is gone, unless a new one has the number already.
+    fn remove_dead(&self, ino: u64);
+}
+
 /// An object.
 #[derive(Debug)]
 pub struct Node {
@@ -78,7 +83,7 @@ pub struct Node {
     content: AtomicU16,
     state: RwLock<State>,
     io: Mutex<Io>,
-    table: Weak<Table>,
+    registry: Weak<dyn Registry>,
 }
 
 /// How long an object that is not where it was is waited for: at a time, and in all.
@@ -87,7 +92,13 @@ const MOVED_LIMIT: Duration = Duration::from_secs(2);
 
 impl Node {
     /// A node not in any table yet; [`Table::admit`] puts it there.
-    pub(super) fn new(table: &Arc<Table>, ino: u64, kind: FileType, layer: LayerId, state: State) -> Self {
+    pub(super) fn new(
+        registry: Weak<dyn Registry>,
+        ino: u64,
+        kind: FileType,
+        layer: LayerId,
+        state: State,
+    ) -> Self {
         let content = state.content_layer(layer);
         Self {
             ino,
@@ -99,7 +110,7 @@ impl Node {
             content: AtomicU16::new(content),
             state: RwLock::new(state),
             io: Mutex::new(Io::default()),
-            table: Arc::downgrade(table),
+            registry,
         }
     }
 
@@ -318,8 +329,7 @@ impl Node {
         noatime: bool,
     ) -> Result<(OwnedFd, Stat)> {
         if let Some(data) = self.with(|s| s.data.clone()) {
-            let fd = file::open_regular(data.dir.fd()?, &data.name, flags, noatime)?;
-            let st = file::stat_fd(&fd)?;
+            let (fd, st) = file::open_regular(data.dir.fd()?, &data.name, flags, noatime)?;
             return if (st.dev, st.ino) == data.id { Ok((fd, st)) } else { Err(Errno::STALE) };
         }
         self.open_here(index, flags, noatime)
@@ -341,11 +351,10 @@ impl Node {
             return Ok((fd, st));
         }
         self.by_name(index, |dir, name| {
-            let fd = if name.is_empty() {
-                file::reopen(dir, flags)?
-            } else {
-                file::open_regular(dir, name, flags, noatime)?
-            };
+            if !name.is_empty() {
+                return file::open_regular(dir, name, flags, noatime).map(|(fd, st)| ((fd, st), st));
+            }
+            let fd = file::reopen(dir, flags)?;
             let st = file::stat_fd(&fd)?;
             Ok(((fd, st), st))
         })
@@ -361,8 +370,8 @@ impl State {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(table) = self.table.upgrade() {
-            table.remove_dead(self.ino);
+        if let Some(registry) = self.registry.upgrade() {
+            registry.remove_dead(self.ino);
         }
         // Parents one after the other, not one inside the other: trees may be deep.
         let mut links = std::mem::take(&mut self.state.get_mut().links);

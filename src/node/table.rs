@@ -6,7 +6,7 @@ use dashmap::DashMap;
 use rustix::fs::FileType;
 
 use crate::layer::dir::LayerId;
-use crate::node::object::{Node, State};
+use crate::node::object::{Node, Registry, State};
 
 #[derive(Debug)]
 struct Slot {
@@ -43,7 +43,8 @@ impl Table {
         if let Some(node) = slot.node.upgrade() {
             return (node, false);
         }
-        let node = Arc::new(Node::new(self, ino, kind, layer, state()));
+        let registry: Weak<dyn Registry> = Arc::<Self>::downgrade(self);
+        let node = Arc::new(Node::new(registry, ino, kind, layer, state()));
         slot.node = Arc::downgrade(&node);
         (node, true)
     }
@@ -73,11 +74,6 @@ impl Table {
         self.slots.get(&ino).is_some_and(|slot| slot.held.is_some())
     }
 
-    /// Takes away the slot of a node that is gone, unless a new one has it already.
-    pub(super) fn remove_dead(&self, ino: u64) {
-        self.slots.remove_if(&ino, |_, slot| slot.node.strong_count() == 0);
-    }
-
     /// Number of nodes.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -86,6 +82,12 @@ impl Table {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+}
+
+impl Registry for Table {
+    fn remove_dead(&self, ino: u64) {
+        self.slots.remove_if(&ino, |_, slot| slot.node.strong_count() == 0);
     }
 }
 

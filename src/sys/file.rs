@@ -109,17 +109,15 @@ pub fn open_dir(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd> {
 /// may have been replaced since it was looked at.
 ///
 /// `flags`: access mode and status flags; O_NOATIME is added when `noatime`.
-pub fn open_regular(dir: impl AsFd, name: &OsStr, flags: OFlags, noatime: bool) -> Result<OwnedFd> {
+pub fn open_regular(dir: impl AsFd, name: &OsStr, flags: OFlags, noatime: bool) -> Result<(OwnedFd, Stat)> {
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = if noatime {
         open_noatime(dir.as_fd(), name, flags)?
     } else {
         rustix::fs::openat(dir.as_fd(), name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?
     };
-    if stat_fd(&fd)?.kind() != FileType::RegularFile {
-        return Err(Errno::STALE);
-    }
-    Ok(fd)
+    let st = stat_fd(&fd)?;
+    if st.kind() == FileType::RegularFile { Ok((fd, st)) } else { Err(Errno::STALE) }
 }
 
 /// Opens again, with other flags, what a descriptor (O_PATH too) refers to.

@@ -53,7 +53,7 @@ need_package() {
     DEBIAN_FRONTEND=noninteractive as_root apt-get -qy -o Dpkg::Use-Pty=0 install --no-install-recommends "$1"
 }
 
-# need_crate NAME VERSION: installs that version of a program from the registry unless it is there.
+# need_crate NAME VERSION: installs that version of a program by cargo unless it is there.
 need_crate() {
     [[ $("$TOOLS/bin/$1" --version 2>/dev/null) == *" $2" ]] && return
     say "installing $1 $2"

@@ -1,0 +1,55 @@
+//! The whole way of the requests that a program's calls become, below the adapter.
+
+use std::ffi::OsStr;
+
+use criterion::{Criterion, Throughput};
+use unionfs::config::Options;
+use unionfs::fs::{Caller, UnionFs};
+
+use crate::layers::{Layers, at_root};
+
+/// stat(2), open(2), read(2), close(2) of a file, which the kernel forgets afterwards.
+fn read_file(fs: &UnionFs, dir: u64, buffer: &mut [u8]) {
+    let attr = fs.lookup(dir, OsStr::new("file")).unwrap();
+    fs.getattr(attr.ino, None).unwrap();
+    let opened = fs.open_file(&Caller::daemon(), attr.ino, libc::O_RDONLY, &mut |_| None).unwrap();
+    assert_eq!(fs.read(opened.fh, 0, buffer).unwrap(), buffer.len());
+    fs.release(opened.fh);
+    fs.forget(attr.ino, 1);
+}
+
+/// open(2) of a new file, write(2), close(2), unlink(2).
+fn new_file(fs: &UnionFs, dir: u64, name: &OsStr, content: &[u8]) {
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
+    let (attr, opened) = fs.create(&Caller::daemon(), dir, name, 0o644, flags, &mut |_| None).unwrap();
+    fs.write(opened.fh, 0, content, false).unwrap();
+    fs.release(opened.fh);
+    fs.unlink(dir, name).unwrap();
+    fs.forget(attr.ino, 1);
+}
+
+pub fn all(c: &mut Criterion) {
+    let layers = Layers::new(4);
+    let content = vec![7; 4096];
+    std::fs::write(layers.lower(2).join("d/file"), &content).unwrap();
+    let (fs, _top) = layers.union(&Options::default());
+    let d = at_root(&fs, "d");
+    let mut group = c.benchmark_group("request");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("lookup, getattr, open, read, release", |b| {
+        let mut buffer = vec![0; content.len()];
+        b.iter(|| read_file(&fs, d, &mut buffer));
+    });
+    group.bench_function("create, write, release, unlink", |b| {
+        b.iter(|| new_file(&fs, d, OsStr::new("new"), &content));
+    });
+    let ino = fs.lookup(d, OsStr::new("file")).unwrap().ino;
+    group.bench_function("getattr", |b| b.iter(|| fs.getattr(ino, None).unwrap()));
+    let opened = fs.open_file(&Caller::daemon(), ino, libc::O_RDONLY, &mut |_| None).unwrap();
+    group.bench_function("read 4 KiB", |b| {
+        let mut buffer = vec![0; content.len()];
+        b.iter(|| fs.read(opened.fh, 0, &mut buffer).unwrap());
+    });
+    fs.release(opened.fh);
+    group.finish();
+}

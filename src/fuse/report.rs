@@ -1,0 +1,70 @@
+//! What a mount has served and what it holds, as text.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::stats::Stats;
+use crate::fs::UnionFs;
+
+/// Gives the statistics of a mount while it is served.
+#[derive(Debug, Clone)]
+pub struct Report {
+    fs: Arc<UnionFs>,
+    stats: Arc<Stats>,
+    since: Instant,
+    start_kib: u64,
+}
+
+impl Report {
+    /// Statistics from now on.
+    pub fn new(fs: Arc<UnionFs>, stats: Arc<Stats>) -> Self {
+        Self { fs, stats, since: Instant::now(), start_kib: memory("VmRSS:") }
+    }
+
+    /// One line for each number, ended by the total of all requests:
+    ///
+    /// - `seconds` since the mount;
+    /// - `nodes`, `open_files`, `open_directories` that are live;
+    /// - `resident_kib`, `start_kib`, `peak_kib`: resident memory of the process in KiB now, at the
+    ///   mount and at most;
+    /// - `request NAME` for each kind of request that came, and `requests`.
+    pub fn text(&self) -> String {
+        let (nodes, files, dirs) = self.fs.counts();
+        let mut text = format!(
+            "seconds {:.3}\nnodes {nodes}\nopen_files {files}\nopen_directories {dirs}\n\
+             resident_kib {}\nstart_kib {}\npeak_kib {}\n",
+            self.since.elapsed().as_secs_f64(),
+            memory("VmRSS:"),
+            self.start_kib,
+            memory("VmHWM:"),
+        );
+        let mut total = 0;
+        for (op, count) in self.stats.seen() {
+            total += count;
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "request {} {count}", op.name());
+        }
+        let _ = writeln!(text, "requests {total}");
+        text
+    }
+}
+
+/// A figure of /proc/self/status (proc_pid_status(5)) in KiB; 0 when it cannot be read.
+fn memory(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    line.and_then(|l| l.split_whitespace().next()).and_then(|kib| kib.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read() {
+        assert!(memory("VmRSS:") > 0);
+        assert!(memory("VmHWM:") >= memory("VmRSS:") / 2);
+        assert_eq!(memory("NoSuchField:"), 0);
+    }
+}
