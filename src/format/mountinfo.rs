@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 pub struct MountEntry {
     /// Identifies the mount as long as it lives; `stx_mnt_id` of statx(2).
     pub id: u64,
+    /// The device of the filesystem, as `major:minor`.
+    pub device: OsString,
     /// The mount point as seen from the reader's root.
     pub mount_point: PathBuf,
     /// The type, with the subtype behind a dot: `fuse.unionfs`.
@@ -31,12 +33,13 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
     let mut fields = line.split(|b| *b == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let mount_point = PathBuf::from(unescape(fields.nth(3)?));
+    let device = unescape(fields.nth(1)?);
+    let mount_point = PathBuf::from(unescape(fields.nth(1)?));
     // Optional fields end at a single hyphen.
     fields.by_ref().find(|field| *field == b"-")?;
     let fs_type = unescape(fields.next()?);
     let source = unescape(fields.next()?);
-    Some(MountEntry { id, mount_point, fs_type, source })
+    Some(MountEntry { id, device, mount_point, fs_type, source })
 }
 
 /// Undoes the octal escapes of space, tab, newline, backslash and the like.

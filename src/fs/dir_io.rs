@@ -39,7 +39,8 @@ impl UnionFs {
             return Ok(listing.clone());
         }
         let _names = open.node.names.read();
-        let listing = Arc::new(listing::list(&self.stack, &self.parts(&open.node, LISTINGS_READ_LOWERS)?)?);
+        let parts = self.parts(&open.node, LISTINGS_READ_LOWERS)?;
+        let listing = Arc::new(listing::list(&self.stack, &parts, !self.noatime)?);
         *kept = Some(listing.clone());
         Ok(listing)
     }

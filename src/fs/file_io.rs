@@ -32,10 +32,10 @@ impl UnionFs {
         let _content = open.node.names.read();
         let fd = open.fd(self.index())?;
         // Without CAP_FSETID of our own the write itself clears them.
-        let changed = kill_setid && file::stat_fd(&*fd)?.has_setid();
+        let changed = kill_setid && file::stat_fd(&*fd)?.mode & 0o6000 != 0;
         let written = write_some_at(&*fd, data, offset)?;
         if changed {
-            file::clear_setid(&*fd, || false, |_| true)?;
+            file::clear_setid(&*fd, || false, |_| false)?;
         }
         Ok((written, changed))
     }

@@ -57,3 +57,15 @@ pub fn wait_gone(id: u64) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// How far the kernel reads ahead on the mount, in KiB: files that it does not read by itself come in requests
+/// to us, and one large one costs little more than a small one.
+const READ_AHEAD_KIB: &str = "1024";
+
+/// Raises how far the kernel reads ahead, where that is permitted.
+pub fn read_ahead(entry: &MountEntry) {
+    let setting = Path::new("/sys/class/bdi").join(&entry.device).join("read_ahead_kb");
+    if let Err(e) = std::fs::write(&setting, READ_AHEAD_KIB) {
+        tracing::debug!("{}: {e}", setting.display());
+    }
+}

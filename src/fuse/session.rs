@@ -96,6 +96,9 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     // The adapter is new: nobody else has set it.
     let _ = notifier.set(session.notifier());
     let entry = mounts::top_at(&at).ok().flatten().filter(mountinfo::is_unionfs);
+    if let Some(entry) = &entry {
+        mounts::read_ahead(entry);
+    }
     let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at };
     Ok(Mounted { session, claim, stopper, report })
 }

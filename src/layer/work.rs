@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
 
 use crate::error::{Errno, Result};
@@ -51,6 +52,8 @@ pub struct WorkDir {
     gone: Writable,
     abilities: Abilities,
     next: AtomicU64,
+    /// The last whiteout made (O_PATH).
+    whiteout: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl WorkDir {
@@ -75,7 +78,14 @@ impl WorkDir {
         inherit_nothing(&work)?;
         clean(&work)?;
         let abilities = probe(&work, &next, userxattr)?;
-        Ok(Self { work, index: sub("index")?, gone: sub("gone")?, abilities, next })
+        Ok(Self {
+            work,
+            index: sub("index")?,
+            gone: sub("gone")?,
+            abilities,
+            next,
+            whiteout: Mutex::new(None),
+        })
     }
 
     /// Where things are made before they are published.
@@ -165,7 +175,14 @@ impl WorkDir {
     fn place_whiteout(&self, dir: &Writable, name: &OsStr) -> Result<()> {
         let daemon = Caller::daemon();
         if self.abilities.whiteout_device {
-            return dir.mknod(name, FileType::CharacterDevice.as_raw_mode(), 0, &daemon);
+            // One more name of the last one, while it has any: an inode less to make, as the kernel does.
+            let last = self.whiteout.lock().clone();
+            if last.is_some_and(|last| dir.link(&*last, name).is_ok()) {
+                return Ok(());
+            }
+            dir.mknod(name, FileType::CharacterDevice.as_raw_mode(), 0, &daemon)?;
+            *self.whiteout.lock() = file::open_path(dir.fd()?, name).ok().map(Arc::new);
+            return Ok(());
         }
         // overlayfs.rst, "Whiteouts and opaque directories": a zero-size regular file with the
         // "overlay.whiteout" xattr, in a directory whose "overlay.opaque" is "x".

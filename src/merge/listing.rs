@@ -26,11 +26,12 @@ pub struct Entry {
     pub layer: LayerId,
 }
 
-/// Lists the directory made of `parts`, topmost first, without `.` and `..`.
+/// Lists the directory made of `parts`, topmost first, without `.` and `..`. `for_user`: as a user's reading,
+/// which sets the access time of a part in a writable layer.
 ///
 /// # Errors
 /// Those of reading the layers.
-pub fn list(stack: &Stack, parts: &Parts) -> Result<Vec<Entry>> {
+pub fn list(stack: &Stack, parts: &Parts, for_user: bool) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut seen: HashSet<Box<OsStr>> = HashSet::new();
     let dirs = parts.dirs();
@@ -43,7 +44,7 @@ pub fn list(stack: &Stack, parts: &Parts) -> Result<Vec<Entry>> {
         // What this layer hides in those below it, where it says so by other names.
         let mut hidden: Vec<Box<OsStr>> = Vec::new();
         let fd = dir.fd()?;
-        file::list(&fd, |name, ino, kind| {
+        let each = |name: &OsStr, ino, kind| {
             if stack.is_mark(dir.layer(), name) {
                 hidden.extend(names::wh_target(name).map(Into::into));
                 return Ok(());
@@ -70,7 +71,12 @@ pub fn list(stack: &Stack, parts: &Parts) -> Result<Vec<Entry>> {
             let ino = (!indirect).then(|| stack.identity().compose(dev, ino));
             entries.push(Entry { name: name.into(), ino, kind, layer: dir.layer() });
             Ok(())
-        })?;
+        };
+        if for_user && stack.in_place(dir.layer()) {
+            file::list_for_user(&fd, each)?;
+        } else {
+            file::list(&fd, each)?;
+        }
         seen.extend(hidden);
     }
     for (name, row) in parts.lowers().into_iter().flat_map(Lowers::tops) {
@@ -85,5 +91,5 @@ pub fn list(stack: &Stack, parts: &Parts) -> Result<Vec<Entry>> {
 
 /// Whether the directory made of `parts` has no entry.
 pub fn is_empty(stack: &Stack, parts: &Parts) -> Result<bool> {
-    list(stack, parts).map(|entries| entries.is_empty())
+    list(stack, parts, false).map(|entries| entries.is_empty())
 }

@@ -329,8 +329,7 @@ impl Node {
         noatime: bool,
     ) -> Result<(OwnedFd, Stat)> {
         if let Some(data) = self.with(|s| s.data.clone()) {
-            let fd = file::open_regular(data.dir.fd()?, &data.name, flags, noatime)?;
-            let st = file::stat_fd(&fd)?;
+            let (fd, st) = file::open_regular(data.dir.fd()?, &data.name, flags, noatime)?;
             return if (st.dev, st.ino) == data.id { Ok((fd, st)) } else { Err(Errno::STALE) };
         }
         self.open_here(index, flags, noatime)
@@ -352,11 +351,10 @@ impl Node {
             return Ok((fd, st));
         }
         self.by_name(index, |dir, name| {
-            let fd = if name.is_empty() {
-                file::reopen(dir, flags)?
-            } else {
-                file::open_regular(dir, name, flags, noatime)?
-            };
+            if !name.is_empty() {
+                return file::open_regular(dir, name, flags, noatime).map(|(fd, st)| ((fd, st), st));
+            }
+            let fd = file::reopen(dir, flags)?;
             let st = file::stat_fd(&fd)?;
             Ok(((fd, st), st))
         })

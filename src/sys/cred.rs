@@ -29,7 +29,10 @@ pub struct Caller {
 impl Caller {
     /// The daemon's own identity, with no umask.
     pub fn daemon() -> Self {
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        // It never changes: only filesystem identities of threads do.
+        static OWN: std::sync::OnceLock<(u32, u32)> = std::sync::OnceLock::new();
+        let (uid, gid) =
+            *OWN.get_or_init(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
         Self { uid, gid, pid: 0, umask: 0 }
     }
 

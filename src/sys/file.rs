@@ -109,17 +109,15 @@ pub fn open_dir(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd> {
 /// may have been replaced since it was looked at.
 ///
 /// `flags`: access mode and status flags; O_NOATIME is added when `noatime`.
-pub fn open_regular(dir: impl AsFd, name: &OsStr, flags: OFlags, noatime: bool) -> Result<OwnedFd> {
+pub fn open_regular(dir: impl AsFd, name: &OsStr, flags: OFlags, noatime: bool) -> Result<(OwnedFd, Stat)> {
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = if noatime {
         open_noatime(dir.as_fd(), name, flags)?
     } else {
         rustix::fs::openat(dir.as_fd(), name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?
     };
-    if stat_fd(&fd)?.kind() != FileType::RegularFile {
-        return Err(Errno::STALE);
-    }
-    Ok(fd)
+    let st = stat_fd(&fd)?;
+    if st.kind() == FileType::RegularFile { Ok((fd, st)) } else { Err(Errno::STALE) }
 }
 
 /// Opens again, with other flags, what a descriptor (O_PATH too) refers to.
@@ -280,8 +278,20 @@ pub fn utimes_fd(fd: impl AsFd, atime: SetTime, mtime: SetTime) -> Result<()> {
 ///
 /// # Errors
 /// Those of open(2) and getdents64(2); what `each` returns ends the listing.
-pub fn list(dir: impl AsFd, mut each: impl FnMut(&OsStr, u64, FileType) -> Result<()>) -> Result<()> {
-    let fd = open_dir(dir, OsStr::new("."))?;
+pub fn list(dir: impl AsFd, each: impl FnMut(&OsStr, u64, FileType) -> Result<()>) -> Result<()> {
+    list_by(open_dir(dir, OsStr::new("."))?, each)
+}
+
+/// The same as a user's reading of the directory, which sets its access time.
+///
+/// # Errors
+/// As for [`list`].
+pub fn list_for_user(dir: impl AsFd, each: impl FnMut(&OsStr, u64, FileType) -> Result<()>) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    list_by(rustix::fs::openat(dir, ".", flags, Mode::empty())?, each)
+}
+
+fn list_by(fd: OwnedFd, mut each: impl FnMut(&OsStr, u64, FileType) -> Result<()>) -> Result<()> {
     let mut buf = [MaybeUninit::uninit(); 32 * 1024];
     let mut raw = RawDir::new(&fd, &mut buf);
     while let Some(entry) = raw.next() {

@@ -129,6 +129,11 @@ impl Union {
         self.options = options.iter().map(|o| (*o).to_owned()).collect();
     }
 
+    /// Whether it is mounted with this option.
+    pub fn has_option(&self, option: &str) -> bool {
+        self.options.iter().any(|o| o == option)
+    }
+
     /// Without an upper.
     pub fn read_only(mut self) -> Self {
         self.read_only = true;

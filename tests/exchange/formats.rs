@@ -16,7 +16,7 @@ use crate::peer::{ours, with_dir_times};
 
 /// A form of whiteouts and opaque directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub enum Form {
     /// Character devices and `trusted.overlay.opaque`.
     Device,
     /// The same with `user.overlay.opaque`.
@@ -32,7 +32,7 @@ enum Form {
 }
 
 /// Rewrites a layer made by [`layers::build`].
-fn convert(dir: &Path, form: Form) {
+pub fn convert(dir: &Path, form: Form) {
     let meta = dir.metadata().unwrap();
     let opaque = is_opaque(dir);
     let mut holds_whiteouts = false;

@@ -7,6 +7,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod data_only;
 #[path = "../differential/flat.rs"]
 mod flat;
 mod formats;

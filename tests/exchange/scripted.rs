@@ -37,6 +37,13 @@ impl Who {
         union.mount();
     }
 
+    fn unmount(self, union: &mut Union) {
+        match self {
+            Self::Other(peer) => peer.unmount(union),
+            _ => union.unmount(),
+        }
+    }
+
     fn read(self, union: &Union) -> tree::Tree {
         match self {
             Self::Other(_) => with_dir_times(&union.mnt(), tree::read_overlay(&union.mnt())),
@@ -146,8 +153,7 @@ fn settled(mut tree: tree::Tree) -> tree::Tree {
 fn fair(who: Who, mut tree: tree::Tree) -> tree::Tree {
     let Who::Other(peer) = who else { return tree };
     peer.forgive(&mut tree);
-    // Times of what was just written come and go with its caches.
-    if peer.counts_names() { tree } else { settled(tree) }
+    tree
 }
 
 fn plain(lowers: &str, script: &str) -> tree::Tree {
@@ -191,16 +197,16 @@ fn author(author: Who, readers: &[Who], found: &mut BTreeSet<(String, String, St
         author.mount(&mut union);
         if let Err(why) = shell(&script, &union.mnt()) {
             note("plain", vec![format!("refused: {why}")]);
-            union.unmount();
+            author.unmount(&mut union);
             continue;
         }
         let shown = author.read(&union);
-        union.unmount();
+        author.unmount(&mut union);
         note("plain", lines(&fair(author, plain(&lowers, &script)), &fair(author, settled(shown.clone()))));
         // What the author itself shows of them then: an index, for one, is not there in lowers.
         author.mount(&mut union);
         note(author.name(), lines(&fair(author, shown), &fair(author, author.read(&union))));
-        union.unmount();
+        author.unmount(&mut union);
         for as_lowers in [false, true] {
             let mut stacked;
             let (union, suffix) = if as_lowers {
@@ -211,13 +217,13 @@ fn author(author: Who, readers: &[Who], found: &mut BTreeSet<(String, String, St
             };
             author.mount(union);
             let shown = author.read(union);
-            union.unmount();
+            author.unmount(union);
             for reader in readers {
                 reader.mount(union);
                 let pair = [shown.clone(), reader.read(union)];
                 let [shown, read] = pair.map(|tree| fair(*reader, fair(author, tree)));
                 note(&format!("{}{suffix}", reader.name()), lines(&shown, &read));
-                union.unmount();
+                reader.unmount(union);
             }
         }
     }
