@@ -38,13 +38,20 @@ impl Trace {
         Self { strace, log }
     }
 
-    /// The system calls, but for those that wait for the kernel and answer it.
+    /// The system calls, but for those that wait for the kernel and answer it, and those of the threads that
+    /// watch the mount table, which other tests change meanwhile, and wait for signals.
     fn end(mut self) -> Vec<String> {
         let pid = rustix::process::Pid::from_child(&self.strace);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         self.strace.wait().unwrap();
         let log = std::fs::read_to_string(&self.log).unwrap();
-        let own = |l: &&str| !l.contains("/dev/fuse") && l.contains('(') && !l.contains("futex(");
+        let thread = |l: &str| l.split_ascii_whitespace().next().map(String::from);
+        let watches = |l: &&str| l.contains("/mountinfo") || l.contains("recvfrom(");
+        let watchers: Vec<_> = log.lines().filter(watches).map(thread).collect();
+        let own = |l: &&str| {
+            let waits = l.contains("/dev/fuse") || l.contains("futex(");
+            !waits && l.contains('(') && !watchers.contains(&thread(l))
+        };
         log.lines().filter(own).map(String::from).collect()
     }
 }
