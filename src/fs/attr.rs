@@ -34,6 +34,7 @@ impl UnionFs {
     pub fn setattr(&self, caller: &Caller, ino: u64, set: &SetAttr, fh: Option<u64>) -> Result<Attr> {
         let node = self.node(ino)?;
         self.up(&node, set.size.map_or(Need::Attributes, |size| Need::Data(Some(size))))?;
+        let _still = node.hold_still();
         if let Some(size) = set.size {
             self.truncate(caller, &node, size, fh)?;
         }

@@ -29,7 +29,7 @@ impl UnionFs {
         if !open.writes() {
             return Err(Errno::BADF);
         }
-        let _content = open.node.names.read();
+        let _content = open.node.hold_still();
         let fd = open.fd(self.index())?;
         // Without CAP_FSETID of our own the write itself clears them.
         let changed = kill_setid && file::stat_fd(&*fd)?.mode & 0o6000 != 0;
@@ -49,7 +49,7 @@ impl UnionFs {
         if self.stack.volatile() || !self.stack.in_place(open.node.layer()) {
             return Ok(());
         }
-        let _content = open.node.names.read();
+        let _content = open.node.hold_still();
         let fd = open.fd(self.index())?;
         if datasync { rustix::fs::fdatasync(&*fd) } else { rustix::fs::fsync(&*fd) }
     }
@@ -64,7 +64,7 @@ impl UnionFs {
         if !open.writes() {
             return Err(Errno::BADF);
         }
-        let _content = open.node.names.read();
+        let _content = open.node.hold_still();
         let fd = open.fd(self.index())?;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
         rustix::fs::fallocate(&*fd, mode, offset, len)?;
@@ -105,6 +105,7 @@ impl UnionFs {
         if !to.writes() {
             return Err(Errno::BADF);
         }
+        let _content = to.node.hold_still();
         let (source, target) = (from.fd(self.index())?, to.fd(self.index())?);
         let (mut from_offset, mut to_offset) = (from_offset, to_offset);
         // The answer has 32 bits.

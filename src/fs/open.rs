@@ -39,6 +39,7 @@ impl UnionFs {
         if real.contains(OFlags::RDWR) {
             self.up(&node, Need::Data(truncate.then_some(0)))?;
         }
+        let _still = node.hold_still().filter(|_| truncate);
         // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
         let layer = node.content_layer();
         let noatime = self.noatime || !self.stack.in_place(layer);

@@ -81,6 +81,7 @@ impl UnionFs {
             }
         }
         self.up(&node, Need::Attributes)?;
+        let _still = node.hold_still();
         let fd = node.pin(self.index())?;
         xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
         if name == ACCESS_ACL {
@@ -105,6 +106,7 @@ impl UnionFs {
             xattr::get(Target::Fd(fd.as_fd()), &name)?;
         }
         self.up(&node, Need::Attributes)?;
+        let _still = node.hold_still();
         let fd = node.pin(self.index())?;
         xattr::remove(Target::Fd(fd.as_fd()), &name)
     }

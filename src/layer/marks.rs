@@ -97,7 +97,7 @@ pub fn is_xattr_whiteout(dir: impl AsFd, name: &OsStr) -> Result<bool> {
     Ok(in_any_namespace(dir, name, Mark::Whiteout)?.is_some())
 }
 
-/// The value of a mark of the entry `name` in `dir`, in whichever namespace it is.
+/// The value of a mark of the entry `name` in `dir`, in the namespace `own`.
 pub fn of_entry(dir: impl AsFd, name: &OsStr, mark: Mark, own: Namespace) -> Result<Option<Vec<u8>>> {
     xattr::get_opt(Target::At(dir.as_fd(), name), mark.name(own))
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use rustix::fs::FileType;
 
 use crate::error::{Errno, Result};
@@ -122,6 +122,12 @@ impl Node {
     /// The layer that holds the real object (a directory's topmost part).
     pub fn layer(&self) -> LayerId {
         self.layer.load(Ordering::Acquire)
+    }
+
+    /// Keeps anything but a directory from being moved to another mount while it is changed; a directory
+    /// never is.
+    pub fn hold_still(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        (!self.is_dir()).then(|| self.names.read())
     }
 
     /// The layer that holds a file's data.

@@ -52,16 +52,20 @@ impl Caller {
     }
 
     /// Whether the caller keeps set-ID bits on changes that clear them for others (CAP_FSETID in
-    /// capabilities(7)). The request carries no capabilities: they are read from /proc/PID/status. Of a
-    /// caller that can't be seen, uid 0 is taken to have it.
+    /// capabilities(7)). The request carries no capabilities: they are read from /proc/PID/status. In a user
+    /// namespace that is not ours they say nothing: anyone has all of them in one of his own. Of a caller that
+    /// can't be seen, uid 0 is taken to have it.
     pub fn keeps_setid(&self) -> bool {
         const CAP_FSETID: u32 = 4;
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
         let effective =
             std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok().and_then(|status| {
                 let mask = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
                 u64::from_str_radix(mask.trim(), 16).ok()
             });
-        effective.map_or(self.uid == 0, |mask| mask & (1 << CAP_FSETID) != 0)
+        effective.map_or(self.uid == 0, |mask| {
+            mask & (1 << CAP_FSETID) != 0 && namespace(&self.pid.to_string()) == namespace("self")
+        })
     }
 }
 
