@@ -1,11 +1,20 @@
 //! The kernel's overlayfs and we read and write the same layers: what one has made, the other shows.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "differential/acl.rs"]
+mod acl;
 mod common;
+#[path = "differential/extras.rs"]
+mod extras;
 #[path = "differential/layers.rs"]
 mod layers;
+#[path = "differential/mapper.rs"]
+mod mapper;
 #[path = "differential/ops.rs"]
 mod ops;
+#[path = "differential/special.rs"]
+#[allow(dead_code)] // A part of it is for others.
+mod special;
 
 use std::path::Path;
 
@@ -13,9 +22,10 @@ use common::Union;
 use common::files::{chmod, exists, get, list, put, set_xattr};
 use common::overlay;
 use common::tree::{self, Tree};
-use ops::{Handles, Listing, Op};
+use ops::Listing;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use special::{Process, Step};
 
 type Options = &'static [(&'static str, &'static str)];
 
@@ -168,11 +178,8 @@ fn overlayfs_mounts_on_top_of_us() {
 }
 
 /// Operations of which nothing stays open.
-fn changes() -> impl Strategy<Value = Vec<Op>> {
-    let op = ops::op().prop_filter("of one moment", |op| {
-        !matches!(op, Op::Remount | Op::Check | Op::Open { .. } | Op::Close { .. })
-    });
-    prop::collection::vec(op, 0..25)
+fn changes(most: usize) -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(special::step().prop_filter("of one moment", Step::is_of_one_moment), 0..most)
 }
 
 /// What both must agree on. The kernel copies a hardlinked file up when one of its names is removed, to
@@ -185,16 +192,37 @@ fn comparable(mut tree: Tree) -> Tree {
     tree
 }
 
+fn build(options: Options, layers: &[Vec<layers::Entry>], extras: &[extras::Extra]) -> Union {
+    let u = Union::new(layers.len());
+    let paths: Vec<_> = (0..u.lowers()).map(|i| u.lower(i, "")).collect();
+    for (path, entries) in paths.iter().zip(layers) {
+        layers::build(path, entries, options != PLAIN);
+    }
+    extras::add(&paths, extras);
+    // For operations of other users.
+    chmod(u.dir(), 0o755);
+    u
+}
+
+/// Does operations, and logs what came of them.
+fn work(who: &str, root: &Path, steps: &[Step], log: &mut Vec<String>) {
+    let mut process = Process::default();
+    for step in steps {
+        let listing = Listing::new(root);
+        let got = special::apply(step, root, &listing, &mut process, i64::MAX);
+        let got = got.map_or_else(|e| format!("{e:?}"), |_| "ok".into());
+        log.push(format!("{who}: {step:?} {:?}: {got}", step.paths(&listing)));
+    }
+}
+
 fn alternate(
     options: Options,
     layers: &[Vec<layers::Entry>],
-    rounds: &[Vec<Op>],
+    extras: &[extras::Extra],
+    rounds: &[Vec<Step>],
     log: &mut Vec<String>,
 ) -> Result<(), String> {
-    let mut u = Union::new(layers.len());
-    for (i, entries) in layers.iter().enumerate() {
-        layers::build(&u.lower(i, ""), entries, options != PLAIN);
-    }
+    let mut u = build(options, layers, extras);
     let mut before: Option<Tree> = None;
     for (i, changes) in rounds.iter().enumerate() {
         let kernel = i % 2 == 1;
@@ -208,13 +236,7 @@ fn alternate(
                     return Err(format!("round {i}: {who} (right) sees\n{}", lines.join("\n")));
                 }
             }
-            let mut handles = Handles::default();
-            for op in changes {
-                let listing = Listing::new(root);
-                let got = ops::apply(op, root, &listing, &mut handles, i64::MAX);
-                let got = got.map_or_else(|e| format!("{e:?}"), |_| "ok".into());
-                log.push(format!("{who}: {op:?} {:?}: {got}", op.paths(&listing)));
-            }
+            work(who, root, changes, log);
             Ok(comparable(read(root)))
         };
         before =
@@ -223,24 +245,84 @@ fn alternate(
     Ok(())
 }
 
+/// The script by each of the two on layers of its own; then each shows what the other has made.
+fn side_by_side(
+    layers: &[Vec<layers::Entry>],
+    extras: &[extras::Extra],
+    steps: &[Step],
+    log: &mut Vec<String>,
+) -> Result<(), String> {
+    let begin =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
+    let timeless = |tree: &Tree| {
+        let mut tree = tree.clone();
+        for node in tree.values_mut() {
+            node.mtime = ops::coarse(node.mode, node.mtime, begin);
+        }
+        tree
+    };
+    let same = |what: &str, left: &Tree, right: &Tree| {
+        let lines = tree::diff(left, right);
+        if lines.is_empty() { Ok(()) } else { Err(format!("{what}\n{}", lines.join("\n"))) }
+    };
+    let (mut a, mut b) = (build(FULL, layers, extras), build(FULL, layers, extras));
+    let mut wrong = Ok(());
+    let ours = in_union(&mut a, |root| {
+        work("the union", root, steps, log);
+        comparable(tree::read(root))
+    });
+    let theirs = in_kernel(&mut b, FULL, |root| {
+        work("overlayfs", root, steps, log);
+        comparable(tree::read_overlay(root))
+    });
+    // Overlayfs makes a file new in time when the data follows a copy-up that left it below.
+    let (mut left, right) = (timeless(&ours), timeless(&theirs));
+    for (path, node) in &mut left {
+        if let Some(other) = right.get(path).filter(|other| other.mtime.0 == i64::MAX) {
+            node.mtime = other.mtime;
+        }
+    }
+    wrong = wrong.and(same("the union left, overlayfs right:", &left, &right));
+    let shown = in_kernel(&mut a, FULL, |root| comparable(tree::read_overlay(root)));
+    wrong = wrong.and(same("the union left, right overlayfs on its layers:", &ours, &shown));
+    let shown = in_union(&mut b, |root| comparable(tree::read(root)));
+    wrong.and(same("overlayfs left, right the union on its layers:", &theirs, &shown))
+}
+
 fn turns(options: Options, seed: u8) {
     if !kernel_has(options) {
         return;
     }
-    let cases = std::env::var("UNIONFS_DIFF_CASES").ok().and_then(|s| s.parse().ok()).unwrap_or(24);
+    random(options, seed, prop::collection::vec(changes(25), 4..=5), |layers, extras, rounds, log| {
+        alternate(options, layers, extras, rounds, log)
+    });
+}
+
+/// Runs random cases; a failure is shrunk and shown.
+fn random<T: std::fmt::Debug>(
+    options: Options,
+    seed: u8,
+    steps: impl Strategy<Value = T>,
+    run: impl Fn(&[Vec<layers::Entry>], &[extras::Extra], &T, &mut Vec<String>) -> Result<(), String>,
+) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
     let config = Config {
-        cases,
+        cases: number("UNIONFS_DIFF_CASES").map_or(24, |n| n as u32),
         failure_persistence: None,
         max_shrink_iters: 1000,
         max_shrink_time: 60_000,
         ..Config::default()
     };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]));
+    let mut bytes = [seed; 32];
+    if let Some(seed) = number("UNIONFS_DIFF_SEED") {
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    }
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let layers = prop::collection::vec(prop::collection::vec(layers::entry(), 0..10), 1..=3);
-    let rounds = prop::collection::vec(changes(), 4..=5);
-    let result = runner.run(&(layers, rounds), |(layers, rounds)| {
+    let extras = prop::collection::vec(extras::extra(), 0..8);
+    let result = runner.run(&(layers, extras, steps), |(layers, extras, steps)| {
         let mut log = Vec::new();
-        alternate(options, &layers, &rounds, &mut log)
+        run(&layers, &extras, &steps, &mut log)
             .map_err(|e| TestCaseError::fail(format!("{e}\nafter\n  {}", log.join("\n  "))))
     });
     if let Err(e) = result {
@@ -264,4 +346,13 @@ fn taking_turns_with_an_index() {
 fn taking_turns_with_index_redirects_and_metacopy() {
     need_unionfs!();
     turns(FULL, 3);
+}
+
+#[test]
+fn side_by_side_with_index_redirects_and_metacopy() {
+    need_unionfs!();
+    if !kernel_has(FULL) {
+        return;
+    }
+    random(FULL, 4, changes(100), |layers, extras, steps, log| side_by_side(layers, extras, steps, log));
 }

@@ -19,12 +19,12 @@ impl UnionFs {
 
     /// Writes; gives the bytes written and whether the mode changed.
     ///
-    /// `kill_setid`: the writer lacks CAP_FSETID, so set-ID bits go (FUSE_WRITE_KILL_SUIDGID). When the
-    /// mode changed, the kernel's copy of it must be dropped.
+    /// `killer`: the writer, if it lacks CAP_FSETID, so that set-ID bits go (FUSE_WRITE_KILL_SUIDGID). When
+    /// the mode changed, the kernel's copy of it must be dropped.
     ///
     /// # Errors
     /// Those of pwrite(2), when nothing was written.
-    pub fn write(&self, fh: u64, offset: u64, data: &[u8], kill_setid: bool) -> Result<(usize, bool)> {
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8], killer: Option<&Caller>) -> Result<(usize, bool)> {
         let open = self.files.get(fh)?;
         if !open.writes() {
             return Err(Errno::BADF);
@@ -32,12 +32,16 @@ impl UnionFs {
         let _content = open.node.hold_still();
         let fd = open.fd(self.index())?;
         // Without CAP_FSETID of our own the write itself clears them.
-        let changed = kill_setid && file::stat_fd(&*fd)?.mode & 0o6000 != 0;
+        let killer = match killer {
+            Some(caller) if file::stat_fd(&*fd)?.has_setid() => Some(caller),
+            _ => None,
+        };
         let written = write_some_at(&*fd, data, offset)?;
-        if changed {
-            file::clear_setid(&*fd, || false, |_| false)?;
+        if let Some(caller) = killer {
+            // They may be gone by the write already.
+            file::clear_setid(&*fd, || false, |gid| caller.in_group(gid))?;
         }
-        Ok((written, changed))
+        Ok((written, killer.is_some()))
     }
 
     /// Brings the file to its device; only what is needed to read its data back when `datasync`.

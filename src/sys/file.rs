@@ -51,10 +51,10 @@ impl Stat {
         self.kind() == FileType::Directory
     }
 
-    /// Whether a write by someone without CAP_FSETID clears mode bits (write(2); the set-group-ID bit
-    /// means something else without group execution, chmod(2)).
+    /// Whether a write by someone without CAP_FSETID may clear mode bits: which ones is for
+    /// [`clear_setid`] to find out.
     pub fn has_setid(&self) -> bool {
-        self.mode & 0o4000 != 0 || self.mode & 0o2010 == 0o2010
+        self.mode & 0o6000 != 0
     }
 
     /// Whether this is the whiteout of overlayfs.rst: a character device with number 0:0.

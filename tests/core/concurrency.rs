@@ -84,7 +84,7 @@ impl Worker<'_> {
                     self.fs.create(&me, dir, os(name), 0o644, libc::O_RDWR, &mut |_| Some(Arc::new(())))?;
                 self.held.push(attr.ino);
                 self.open.push(opened.fh);
-                self.fs.write(opened.fh, 0, name.as_bytes(), false)?;
+                self.fs.write(opened.fh, 0, name.as_bytes(), None)?;
             }
             2 => self.held.push(self.fs.mkdir(&me, dir, os(name), 0o755)?.ino),
             3 => self.held.push(self.fs.symlink(&me, dir, os(name), os(new))?.ino),

@@ -195,7 +195,7 @@ fn upper_hardlinks() {
     assert_eq!(everywhere(&t, &u, &["d/c"], 1, "text"), ino);
     u.unlink("d/c").unwrap();
     assert_eq!(u.fs.getattr(ino, None).unwrap().nlink, 0);
-    u.fs.write(fh, 4, b"!", false).unwrap();
+    u.fs.write(fh, 4, b"!", None).unwrap();
     assert_eq!(u.read_fh(fh).unwrap(), b"text!");
     u.fs.release(fh);
 }

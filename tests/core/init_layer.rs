@@ -189,13 +189,13 @@ fn unlinked_while_open() {
     let fh = u.open("etc/hosts", libc::O_RDWR).unwrap();
     let ino = u.ino("etc/hosts").unwrap();
     u.unlink("etc/hosts").unwrap();
-    u.fs.write(fh, 4, b"!", false).unwrap();
+    u.fs.write(fh, 4, b"!", None).unwrap();
     assert_eq!(u.read_fh(fh).unwrap(), b"init!");
     assert_eq!(u.fs.getattr(ino, None).unwrap().nlink, 0);
     u.fs.release(fh);
     let fh = u.open("etc/resolv.conf", libc::O_RDWR).unwrap();
     u.rename("etc/resolv.conf", "moved").unwrap();
-    u.fs.write(fh, 0, b"R", false).unwrap();
+    u.fs.write(fh, 0, b"R", None).unwrap();
     assert_eq!(fs::read_to_string(t.upper("moved")).unwrap(), "R");
     u.fs.release(fh);
     same_again(&t, &u);
@@ -229,7 +229,7 @@ fn on_another_filesystem() {
     let fh = u.open("etc/hosts.tmp", libc::O_RDWR).unwrap();
     u.rename("etc/hosts.tmp", "etc/hosts").unwrap();
     assert_eq!(fs::read_to_string(t.path("small/init/etc/hosts")).unwrap(), "edited");
-    u.fs.write(fh, 0, b"E", false).unwrap();
+    u.fs.write(fh, 0, b"E", None).unwrap();
     u.fs.release(fh);
     assert_eq!(u.get("etc/hosts").unwrap(), "Edited");
     same_again(&t, &u);

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use unionfs::fs::{Opened, SetAttr};
 
+use unionfs::fs::Caller;
+
 use crate::tree::Tree;
 use crate::union::{KEEP, Union, caller};
 
@@ -101,8 +103,19 @@ fn files_with_set_id_bits_are_not_passed_through() {
     u.chmod("f", 0o4755).unwrap();
     let opened = open(&u, "f", libc::O_RDWR);
     assert!(opened.backing.is_none());
-    assert_eq!(u.fs.write(opened.fh, 0, b"x", true).unwrap(), (1, true));
+    let stranger = Caller { uid: 1000, gid: 4_000_000, pid: 0, umask: 0 };
+    assert_eq!(u.fs.write(opened.fh, 0, b"x", Some(&stranger)).unwrap(), (1, true));
     assert_eq!(u.stat("f").unwrap().mode & 0o7777, 0o755);
+    u.fs.release(opened.fh);
+    // Without group execution the bit goes for who is not in the group, and for nobody else.
+    u.chmod("f", 0o2747).unwrap();
+    let opened = open(&u, "f", libc::O_RDWR);
+    assert!(opened.backing.is_none());
+    let member = Caller { gid: u.stat("f").unwrap().gid, ..stranger };
+    for (killer, mode) in [(None, 0o2747), (Some(&member), 0o2747), (Some(&stranger), 0o747)] {
+        u.fs.write(opened.fh, 0, b"x", killer).unwrap();
+        assert_eq!(u.stat("f").unwrap().mode & 0o7777, mode);
+    }
     u.fs.release(opened.fh);
 }
 

@@ -108,7 +108,7 @@ impl Union {
     /// Writes at the start of an existing file.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let fh = self.open(path, libc::O_WRONLY)?;
-        let done = self.fs.write(fh, 0, text.as_bytes(), false);
+        let done = self.fs.write(fh, 0, text.as_bytes(), None);
         self.fs.release(fh);
         done.map(drop)
     }
@@ -118,7 +118,7 @@ impl Union {
         let (dir, name) = self.at(path)?;
         let (attr, open) = self.fs.create(&caller(), dir, name, 0o644, libc::O_WRONLY, &mut |_| None)?;
         self.told(attr);
-        let done = self.fs.write(open.fh, 0, text.as_bytes(), false);
+        let done = self.fs.write(open.fh, 0, text.as_bytes(), None);
         self.fs.release(open.fh);
         done.map(|_| attr.ino)
     }

@@ -22,7 +22,7 @@ fn use_it(u: &Union, ino: u64, fh: u64, content: &[u8]) {
     assert_eq!(u.read_fh(fh).unwrap(), &content[..2]);
     // By a new handle, as through /proc/self/fd.
     let other = u.fs.open_file(&caller(), ino, libc::O_RDWR, &mut |_| None).unwrap().fh;
-    assert_eq!(u.fs.write(other, 1, b"new", false).unwrap().0, 3);
+    assert_eq!(u.fs.write(other, 1, b"new", None).unwrap().0, 3);
     assert_eq!(&u.read_fh(fh).unwrap()[1..], b"new");
     u.fs.fsync(other, false).unwrap();
     assert_eq!((nlink(None), nlink(Some(fh))), (0, 0));
@@ -103,7 +103,7 @@ fn opened_while_lower_then_truncated_and_unlinked() {
     let writer = u.open("f", libc::O_WRONLY | libc::O_TRUNC).unwrap();
     assert_eq!(u.read_fh(early).unwrap(), b"");
     u.unlink("f").unwrap();
-    u.fs.write(writer, 0, b"after", false).unwrap();
+    u.fs.write(writer, 0, b"after", None).unwrap();
     assert_eq!(u.read_fh(early).unwrap(), b"after");
     u.fs.release(writer);
     u.fs.release(early);

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown, symlink};
+use std::fs::File;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, Mode, SeekFrom};
 
 use crate::common::files::{self, is_opaque, is_whiteout};
 use crate::layers::all;
@@ -31,6 +32,20 @@ pub fn flatten(layers: &[PathBuf], flat: &Path) {
 
 /// By real inode: the copy and the names that are shown.
 type Copies = HashMap<(u64, u64), (PathBuf, Vec<PathBuf>)>;
+
+/// Copies the content of a file. Holes stay holes.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    let (from, to) = (File::open(from)?, File::create(to)?);
+    to.set_len(from.metadata()?.len())?;
+    let mut at = 0;
+    while let Ok(start) = rustix::fs::seek(&from, SeekFrom::Data(at)) {
+        at = rustix::fs::seek(&from, SeekFrom::Hole(start))?;
+        let mut bytes = vec![0; (at - start) as usize];
+        from.read_exact_at(&mut bytes, start)?;
+        to.write_all_at(&bytes, start)?;
+    }
+    Ok(())
+}
 
 fn merge(dirs: &[PathBuf], flat: &Path, copies: &mut Copies) {
     let names: BTreeSet<OsString> = dirs.iter().flat_map(files::list).map(OsString::from).collect();
@@ -67,15 +82,20 @@ fn merge(dirs: &[PathBuf], flat: &Path, copies: &mut Copies) {
         } else if meta.file_type().is_fifo() {
             rustix::fs::mknodat(CWD, &to, FileType::Fifo, Mode::empty(), 0).unwrap();
         } else {
-            std::fs::copy(&top, &to).unwrap();
+            copy(&top, &to).unwrap();
             copies.insert((meta.dev(), meta.ino()), (to.clone(), vec![top.clone()]));
         }
         lchown(&to, Some(meta.uid()), Some(meta.gid())).unwrap();
         if !meta.is_symlink() {
             files::chmod(&to, meta.mode() & 0o7777);
         }
-        if let Some(value) = files::xattr(&top, "user.layer") {
-            files::set_xattr(&to, "user.layer", &value);
+        for name in files::xattr_names(&top) {
+            let name = name.to_str().unwrap();
+            if !name.starts_with("trusted.overlay.")
+                && let Some(value) = files::xattr(&top, name)
+            {
+                files::set_xattr(&to, name, &value);
+            }
         }
         files::set_times(&to, (1_000_000_000, 5), (meta.mtime(), meta.mtime_nsec()));
     }

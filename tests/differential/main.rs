@@ -5,11 +5,17 @@
 //! number, or `random`). A failure is shrunk and shown with its layers and operations.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod acl;
 #[path = "../common/mod.rs"]
 mod common;
+mod extras;
 mod flat;
 mod layers;
+mod mapper;
 mod ops;
+#[allow(dead_code)] // A part of it is for others.
+mod special;
+mod two;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,9 +23,11 @@ use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use common::{Union, tree};
-use ops::{Handles, Listing, Op};
+use ops::{Listing, Op};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use rustix::io::Errno;
+use special::{Process, Special, Step};
 
 /// One case: what the layers hold, and what is done.
 #[derive(Debug, Clone)]
@@ -29,18 +37,27 @@ struct Case {
     init: bool,
     /// A mount option.
     option: &'static str,
-    ops: Vec<Op>,
+    extras: Vec<extras::Extra>,
+    ops: Vec<Step>,
 }
 
 fn case(ops: usize) -> impl Strategy<Value = Case> {
-    let layers = prop::collection::vec(prop::collection::vec(layers::entry(), 0..14), 2..=5);
+    let layer = || prop::collection::vec(layers::entry(), 0..14);
+    // Lookups and listings go other ways when there are many.
+    let layers = prop_oneof![
+        3 => prop::collection::vec(layer(), 2..=5),
+        1 => prop::collection::vec(layer(), 6..=20),
+    ];
     // Overlayfs, when it stands in, has no init layer.
     let init =
-        if common::overlay_backend() { Just(false).boxed() } else { prop::bool::weighted(0.25).boxed() };
-    let option = prop::sample::select(vec!["passthrough=on", "passthrough=off", "metacopy=on"]);
-    (layers, init, option, prop::collection::vec(ops::op(), 0..=ops))
-        .prop_map(|(layers, init, option, ops)| Case { layers, init, option, ops })
+        if common::overlay_backend() { Just(false).boxed() } else { prop::bool::weighted(0.2).boxed() };
+    let option = prop::sample::select(vec!["passthrough=on", "passthrough=off", "metacopy=on", NO_REDIRECTS]);
+    let extras = prop::collection::vec(extras::extra(), 0..16);
+    (layers, init, option, extras, prop::collection::vec(special::step(), 0..=ops))
+        .prop_map(|(layers, init, option, extras, ops)| Case { layers, init, option, extras, ops })
 }
+
+const NO_REDIRECTS: &str = "redirect_dir=off";
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |s| s.parse().unwrap_or_else(|_| panic!("{name}: {s}")))
@@ -49,6 +66,16 @@ fn number(name: &str, default: u64) -> u64 {
 #[test]
 fn agrees_with_a_plain_directory() {
     need_mount!();
+    check(&case(number("UNIONFS_DIFF_OPS", 120) as usize), 1, run);
+    println!("{}", tally(None));
+}
+
+/// Runs cases; one in `share` of as many as the environment says. A failure is shrunk and shown.
+fn check<C: std::fmt::Debug>(
+    strategy: &impl Strategy<Value = C>,
+    share: u64,
+    run: impl Fn(&C) -> Result<(), String>,
+) {
     let seed = match std::env::var("UNIONFS_DIFF_SEED").as_deref() {
         Ok("random") => SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64,
         _ => number("UNIONFS_DIFF_SEED", 20),
@@ -56,16 +83,15 @@ fn agrees_with_a_plain_directory() {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config {
-        cases: number("UNIONFS_DIFF_CASES", 64) as u32,
+        cases: number("UNIONFS_DIFF_CASES", 64).div_ceil(share) as u32,
         failure_persistence: None,
         max_shrink_iters: 2000,
         max_shrink_time: 90_000,
         ..Config::default()
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let strategy = case(number("UNIONFS_DIFF_OPS", 120) as usize);
-    match runner.run(&strategy, |case| run(&case).map_err(TestCaseError::fail)) {
-        Ok(()) => println!("{}", tally(None)),
+    match runner.run(strategy, |case| run(&case).map_err(TestCaseError::fail)) {
+        Ok(()) => {}
         Err(TestError::Fail(reason, case)) => {
             panic!("seed {seed}: {reason}\nshrunk to {case:#?}");
         }
@@ -74,11 +100,17 @@ fn agrees_with_a_plain_directory() {
 }
 
 /// Counts operations by kind, all and successful, so that one can see whether the cases do anything.
-fn tally(count: Option<(&Op, bool)>) -> String {
+fn tally(count: Option<(&Step, bool)>) -> String {
     static TALLY: Mutex<BTreeMap<String, (u32, u32)>> = Mutex::new(BTreeMap::new());
     let mut tally = TALLY.lock().unwrap();
-    if let Some((op, done)) = count {
-        let name = format!("{op:?}").chars().take_while(|c| c.is_alphanumeric()).collect();
+    if let Some((step, done)) = count {
+        let (name, prefix) = match step {
+            Step::Plain(op) => (format!("{op:?}"), ""),
+            Step::Special(Special::As { op, .. }) => (format!("{op:?}"), "As "),
+            Step::Special(special) => (format!("{special:?}"), ""),
+        };
+        let name: String = name.chars().take_while(|c| c.is_alphanumeric()).collect();
+        let name = format!("{prefix}{name}");
         let entry = tally.entry(name).or_default();
         entry.0 += 1;
         entry.1 += u32::from(done);
@@ -113,28 +145,37 @@ fn attempt(case: &Case, log: &mut Vec<String>) -> Result<(), String> {
         // A hardlinked file of an init layer cannot leave it, which a flat directory does not know.
         layers::build(path, entries, !(case.init && i == 0));
     }
+    extras::add(&paths, &case.extras);
     let flat = union.dir().join("flat");
     flat::flatten(&paths, &flat);
+    // For operations of other users.
+    common::files::chmod(union.dir(), 0o755);
     union.mount();
     let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     let mut pair = Pair { union, flat, begin };
-    let mut handles = (Handles::default(), Handles::default());
+    let mut processes = (Process::default(), Process::default());
     pair.compare("before any operation")?;
     for (i, op) in case.ops.iter().enumerate() {
         match op {
-            Op::Remount => {
-                handles = Default::default();
-                log.push("remount".into());
+            Step::Plain(Op::Remount) | Step::Special(Special::Remount { .. }) => {
+                processes.0.let_go();
+                processes.1.let_go();
+                log.push(format!("{op:?}"));
+                if let Step::Special(Special::Remount { option }) = op
+                    && case.option != NO_REDIRECTS
+                {
+                    pair.union.set_options(&[option]);
+                }
                 pair.union.remount();
             }
-            Op::Check => pair.compare(&format!("before operation {i}"))?,
+            Step::Plain(Op::Check) => pair.compare(&format!("before operation {i}"))?,
             op => {
-                pair.step(case, op, &mut handles, log).map_err(|e| format!("operation {i}, {op:?}: {e}"))?
+                pair.step(case, op, &mut processes, log).map_err(|e| format!("operation {i}, {op:?}: {e}"))?
             }
         }
     }
     pair.compare("at the end")?;
-    drop(handles);
+    drop(processes);
     pair.union.remount();
     pair.compare("after a remount")?;
     pair.union.unmount();
@@ -146,20 +187,23 @@ impl Pair {
     fn step(
         &self,
         case: &Case,
-        op: &Op,
-        handles: &mut (Handles, Handles),
+        step: &Step,
+        processes: &mut (Process, Process),
         log: &mut Vec<String>,
     ) -> Result<(), String> {
         let listing = Listing::new(&self.flat);
-        let here = ops::apply(op, &self.union.mnt(), &listing, &mut handles.0, self.begin);
+        let here = special::apply(step, &self.union.mnt(), &listing, &mut processes.0, self.begin);
         let result = here.as_ref().map_or_else(|e| format!("{e:?}"), |_| "ok".into());
-        log.push(format!("{op:?} {:?}: {result}", op.paths(&listing)));
-        if here == Err(rustix::io::Errno::XDEV) && may_cross(case, op, &listing, &self.flat) {
+        log.push(format!("{step:?} {:?}: {result}", step.paths(&listing)));
+        if here == Err(Errno::XDEV) && may_cross(case, step, &listing, &self.flat) {
             return Ok(());
         }
-        let there = ops::apply(op, &self.flat, &listing, &mut handles.1, self.begin);
-        tally(Some((op, here.is_ok())));
-        if here == there { Ok(()) } else { Err(format!("union {here:?}, plain {there:?}")) }
+        let there = special::apply(step, &self.flat, &listing, &mut processes.1, self.begin);
+        tally(Some((step, here.is_ok())));
+        let not_there = matches!(step, Step::Special(Special::Tmpfile(_)))
+            && here == Err(Errno::OPNOTSUPP)
+            && there.is_ok();
+        if here == there || not_there { Ok(()) } else { Err(format!("union {here:?}, plain {there:?}")) }
     }
 
     fn compare(&self, when: &str) -> Result<(), String> {
@@ -180,12 +224,22 @@ impl Pair {
     }
 }
 
-/// Whether an operation may be answered EXDEV where a plain directory does it.
-fn may_cross(case: &Case, op: &Op, listing: &Listing, flat: &Path) -> bool {
+/// Whether an operation may be answered EXDEV where a plain directory does it: with an init layer whatever
+/// would span two layers, and directories that have a lower part when there shall be no redirects.
+fn may_cross(case: &Case, step: &Step, listing: &Listing, flat: &Path) -> bool {
+    let op = match step {
+        Step::Plain(op) => op,
+        Step::Special(Special::As { op, .. }) => op,
+        Step::Special(Special::Exchange { .. }) => {
+            let dir = |p: PathBuf| flat.join(p).symlink_metadata().is_ok_and(|m| m.is_dir());
+            return case.init || (case.option == NO_REDIRECTS && step.paths(listing).into_iter().any(dir));
+        }
+        Step::Special(_) => return false,
+    };
     match op {
-        // Directories that a lower has a part in; and with an init layer hardlinks that would span two.
         Op::Rename { from, .. } => {
-            case.init || flat.join(from.find(listing)).symlink_metadata().is_ok_and(|m| m.is_dir())
+            let is_dir = || flat.join(from.find(listing)).symlink_metadata().is_ok_and(|m| m.is_dir());
+            case.init || (case.option == NO_REDIRECTS && is_dir())
         }
         Op::Link { .. } => case.init,
         _ => false,

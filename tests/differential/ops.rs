@@ -62,6 +62,10 @@ impl Listing {
         entries.sort_by_key(std::fs::DirEntry::file_name);
         for entry in entries {
             let (path, kind) = (rel.join(entry.file_name()), entry.file_type().unwrap());
+            if root.join(&path).symlink_metadata().is_err() {
+                // A whiteout that the kernel's overlayfs lists.
+                continue;
+            }
             self.all.push(path.clone());
             if kind.is_file() {
                 self.files.push(path);
@@ -98,22 +102,22 @@ fn pick(wanted: fn(usize) -> Pick) -> impl Strategy<Value = Pick> {
 }
 
 /// Anything that is there.
-fn there() -> impl Strategy<Value = Pick> {
+pub fn there() -> impl Strategy<Value = Pick> {
     pick(Pick::There)
 }
 
 /// A regular file.
-fn file() -> impl Strategy<Value = Pick> {
+pub fn file() -> impl Strategy<Value = Pick> {
     pick(Pick::File)
 }
 
 /// A directory.
-fn dir() -> impl Strategy<Value = Pick> {
+pub fn dir() -> impl Strategy<Value = Pick> {
     pick(Pick::Dir)
 }
 
 /// A name, most often in a directory that is there, taken or not.
-fn place() -> impl Strategy<Value = Pick> {
+pub fn place() -> impl Strategy<Value = Pick> {
     prop_oneof![
         1 => rel().prop_map(Pick::Path),
         2 => (0..64_usize).prop_map(Pick::There),
@@ -192,13 +196,17 @@ const XATTRS: [&str; 3] = ["user.layer", "user.a", "user.b"];
 
 /// Open files by slot.
 #[derive(Default)]
-pub struct Handles([Option<OwnedFd>; SLOTS]);
+pub struct Handles {
+    slots: [Option<OwnedFd>; SLOTS],
+    /// Whether a process has a file mapped.
+    pub mapped: bool,
+}
 
 impl Handles {
     /// Set-ID bits that a file gets while it is open for I/O through the kernel go with the next write,
     /// even by root: no set-ID bits while anything is open.
     fn permitted(&self, mode: u32) -> Mode {
-        let open = self.0.iter().any(Option::is_some);
+        let open = self.mapped || self.slots.iter().any(Option::is_some);
         Mode::from(if open { mode & 0o1777 } else { mode })
     }
 }
@@ -292,11 +300,11 @@ fn seen(st: &Stat, begin: i64) -> Seen {
 }
 
 /// Opens without waiting for the other end of a fifo.
-fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, flags | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn read_at(fd: &OwnedFd, mut at: u64, len: usize) -> Result<Vec<u8>, Errno> {
+pub fn read_at(fd: &OwnedFd, mut at: u64, len: usize) -> Result<Vec<u8>, Errno> {
     let (mut buf, mut done) = (vec![0; len], 0);
     while done < len {
         let n = rustix::io::pread(fd, &mut buf[done..], at)?;
@@ -316,7 +324,7 @@ fn on(
     slot: usize,
     f: impl FnOnce(&OwnedFd) -> Result<Seen, Errno>,
 ) -> Result<Seen, Errno> {
-    handles.0[slot].as_ref().map_or(Ok(Seen::Done), f)
+    handles.slots[slot].as_ref().map_or(Ok(Seen::Done), f)
 }
 
 /// Does an operation below `root`.
@@ -397,12 +405,12 @@ pub fn apply(
                 (false, true) => OFlags::WRONLY,
                 _ => OFlags::RDONLY,
             };
-            handles.0[*slot] = None;
-            handles.0[*slot] = Some(open(&at(path), flags)?);
+            handles.slots[*slot] = None;
+            handles.slots[*slot] = Some(open(&at(path), flags)?);
             Ok(Seen::Done)
         }
         Op::Close { slot } => {
-            handles.0[*slot] = None;
+            handles.slots[*slot] = None;
             Ok(Seen::Done)
         }
         Op::HandleRead { slot, at, len } => on(handles, *slot, |fd| read_at(fd, *at, *len).map(Seen::Bytes)),

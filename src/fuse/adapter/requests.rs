@@ -258,7 +258,7 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -269,10 +269,11 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let killer = kill.then(|| convert::caller(req, 0));
         self.answer(
             Op::Write,
             reply,
-            |_| self.fs.write(fh.0, offset, data, kill),
+            |_| self.fs.write(fh.0, offset, data, killer.as_ref()),
             |reply, (n, mode_changed)| {
                 self.forget_attributes_if(mode_changed, ino);
                 reply.written(u32::try_from(n).unwrap_or(u32::MAX));
