@@ -65,6 +65,9 @@ fn run(case: &Case) -> Result<(), String> {
     let flat = union.dir().join("flat");
     flat::flatten(&paths, &flat);
     files::chmod(union.dir(), 0o755);
+    for root in [&union.upper(""), &flat] {
+        files::chmod(root, 0o777);
+    }
     union.mount();
     let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     for home in HOMES {
