@@ -24,13 +24,7 @@ impl UnionFs {
     ///
     /// # Errors
     /// Those of pwrite(2), when nothing was written.
-    pub fn write(
-        &self,
-        fh: u64,
-        offset: u64,
-        data: &[u8],
-        killer: Option<&Caller>,
-    ) -> Result<(usize, bool)> {
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8], killer: Option<&Caller>) -> Result<(usize, bool)> {
         let open = self.files.get(fh)?;
         if !open.writes() {
             return Err(Errno::BADF);

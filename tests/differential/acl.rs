@@ -48,6 +48,7 @@ pub fn acl() -> impl Strategy<Value = Acl> {
         prop::collection::btree_map(select(vec![7_u32, 1000]), bits(), 0..=2)
             .prop_map(|m| m.into_iter().collect::<Vec<_>>())
     };
-    (bits(), named(), bits(), named(), bits(), bits())
-        .prop_map(|(owner, users, group, groups, mask, other)| Acl { owner, users, group, groups, mask, other })
+    (bits(), named(), bits(), named(), bits(), bits()).prop_map(
+        |(owner, users, group, groups, mask, other)| Acl { owner, users, group, groups, mask, other },
+    )
 }

@@ -51,7 +51,12 @@ pub fn add(layers: &[PathBuf], extras: &[Extra]) {
             What::Default(acl) if meta.is_dir() => set_xattr(path, acl::DEFAULT, &acl.encode()),
             What::Trusted => set_xattr(path, "trusted.layer", b"value"),
             What::Hole(len) if meta.is_file() => {
-                std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(meta.len() + len).unwrap();
+                std::fs::OpenOptions::new()
+                    .write(true)
+                    .open(path)
+                    .unwrap()
+                    .set_len(meta.len() + len)
+                    .unwrap();
             }
             _ => continue,
         }

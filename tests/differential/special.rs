@@ -26,23 +26,69 @@ pub enum Step {
 /// An operation.
 #[derive(Debug, Clone)]
 pub enum Special {
-    Exchange { a: Pick, b: Pick },
+    Exchange {
+        a: Pick,
+        b: Pick,
+    },
     Tmpfile(Pick),
-    Device { path: Pick, minor: u32 },
-    SetAcl { path: Pick, name: &'static str, acl: Acl },
-    SetXattr { path: Pick, name: &'static str, value: &'static str, flags: u32 },
-    RemoveXattr { path: Pick, name: &'static str },
+    Device {
+        path: Pick,
+        minor: u32,
+    },
+    SetAcl {
+        path: Pick,
+        name: &'static str,
+        acl: Acl,
+    },
+    SetXattr {
+        path: Pick,
+        name: &'static str,
+        value: &'static str,
+        flags: u32,
+    },
+    RemoveXattr {
+        path: Pick,
+        name: &'static str,
+    },
     Xattrs(Pick),
-    Allocate { path: Pick, mode: u32, at: u64, len: u64 },
+    Allocate {
+        path: Pick,
+        mode: u32,
+        at: u64,
+        len: u64,
+    },
     Segments(Pick),
-    WriteFar { path: Pick, at: u64 },
+    WriteFar {
+        path: Pick,
+        at: u64,
+    },
     /// An operation by an unprivileged user.
-    As { user: u32, group: u32, op: Box<Op> },
-    Map { slot: usize, path: Pick, writable: bool },
-    MapRead { slot: usize, at: u64, len: usize },
-    MapWrite { slot: usize, at: u64, len: usize },
-    Unmap { slot: usize },
-    Remount { option: &'static str },
+    As {
+        user: u32,
+        group: u32,
+        op: Box<Op>,
+    },
+    Map {
+        slot: usize,
+        path: Pick,
+        writable: bool,
+    },
+    MapRead {
+        slot: usize,
+        at: u64,
+        len: usize,
+    },
+    MapWrite {
+        slot: usize,
+        at: u64,
+        len: usize,
+    },
+    Unmap {
+        slot: usize,
+    },
+    Remount {
+        option: &'static str,
+    },
 }
 
 /// What a caller sees of one.
@@ -185,8 +231,11 @@ fn special() -> impl Strategy<Value = Special> {
 
 /// What a user may do to files of his own and of others.
 fn as_op() -> impl Strategy<Value = Op> {
-    let write = (ops::file(), 0..9000_u64, 0..3000_usize)
-        .prop_map(|(path, offset, len)| Op::Write { path, offset, len });
+    let write = (ops::file(), 0..9000_u64, 0..3000_usize).prop_map(|(path, offset, len)| Op::Write {
+        path,
+        offset,
+        len,
+    });
     let truncate = (ops::file(), 0..9000_u64).prop_map(|(path, size)| Op::Truncate { path, size });
     let chmod = (ops::there(), mode()).prop_map(|(path, mode)| Op::Chmod { path, mode });
     let looks = |op: &Op| !matches!(op, Op::Remount | Op::Check);

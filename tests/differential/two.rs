@@ -97,7 +97,7 @@ fn run(case: &Case) -> Result<(), String> {
         let workers = [0, 1].map(|i| scope.spawn(move || work(&mnt.join(HOMES[i]), &case.ops[i], begin)));
         let here = workers.map(|w| w.join().unwrap());
         done.store(true, Ordering::Relaxed);
-        let walked: Result<(), String> = walkers.into_iter().map(|w| w.join().unwrap()).collect();
+        let walked: Result<(), String> = walkers.into_iter().try_for_each(|w| w.join().unwrap());
         (here, walked)
     });
     walked?;
@@ -106,7 +106,10 @@ fn run(case: &Case) -> Result<(), String> {
         for (n, (here, there)) in here.iter().zip(&there).enumerate() {
             if here != there {
                 let step = &case.ops[i][n];
-                return Err(format!("in {}, operation {n}, {step:?}: union {here:?}, plain {there:?}", HOMES[i]));
+                return Err(format!(
+                    "in {}, operation {n}, {step:?}: union {here:?}, plain {there:?}",
+                    HOMES[i]
+                ));
             }
         }
     }
@@ -144,7 +147,8 @@ fn work(home: &Path, steps: &[Step], begin: i64) -> Vec<(Result<Saw, Errno>, Vec
 fn walk(root: &Path) -> Result<(), String> {
     let mut stack = vec![root.to_owned()];
     while let Some(path) = stack.pop() {
-        let fine = |e: Errno| matches!(e, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO);
+        let fine =
+            |e: Errno| matches!(e, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::SPIPE);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let looked = rustix::fs::lstat(&path).and_then(|st| {
             use rustix::fs::FileType;
