@@ -16,10 +16,11 @@ mod ops;
 #[allow(dead_code)] // A part of it is for others.
 mod special;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use common::Union;
-use common::files::{chmod, exists, get, list, put, set_xattr};
+use common::files::{chmod, exists, get, list, put, set_times, set_xattr};
 use common::overlay;
 use common::tree::{self, Tree};
 use ops::Listing;
@@ -154,6 +155,22 @@ fn we_show_what_the_kernel_wrote() {
             }
         });
     }
+}
+
+/// Overlayfs makes a file new when its data follows a copy-up of the attributes. Nobody wrote to it.
+#[test]
+fn data_that_follows_the_attributes_keeps_the_time() {
+    need_unionfs!();
+    let mut u = Union::new(1).option("metacopy=on");
+    put(u.lower(0, "f"), "text");
+    set_times(u.lower(0, "f"), (1_000_000_000, 5), (1_100_000_000, 7));
+    in_union(&mut u, |root| {
+        chmod(root.join("f"), 0o600);
+        drop(std::fs::OpenOptions::new().write(true).open(root.join("f")).unwrap());
+        let meta = root.join("f").metadata().unwrap();
+        assert_eq!((meta.mtime(), meta.mtime_nsec()), (1_100_000_000, 7));
+    });
+    assert_eq!(get(u.upper("f")), "text");
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn read_file(fs: &UnionFs, dir: u64, buffer: &mut [u8]) {
 fn new_file(fs: &UnionFs, dir: u64, name: &OsStr, content: &[u8]) {
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
     let (attr, opened) = fs.create(&Caller::daemon(), dir, name, 0o644, flags, &mut |_| None).unwrap();
-    fs.write(opened.fh, 0, content, false).unwrap();
+    fs.write(opened.fh, 0, content, None).unwrap();
     fs.release(opened.fh);
     fs.unlink(dir, name).unwrap();
     fs.forget(attr.ino, 1);

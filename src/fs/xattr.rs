@@ -15,6 +15,7 @@ use crate::sys::file;
 use crate::sys::xattr::{self, Target};
 
 const ACCESS_ACL: &str = "system.posix_acl_access";
+const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// The name in the layer of an attribute of the mount.
 ///
@@ -94,7 +95,7 @@ impl UnionFs {
         Ok(())
     }
 
-    /// Removes an attribute.
+    /// Removes an attribute. An ACL need not be there.
     ///
     /// # Errors
     /// Those of removexattr(2) and of copy-up.
@@ -103,7 +104,11 @@ impl UnionFs {
         let name = stored(name).map_err(|_| Errno::NODATA)?;
         if !self.stack.in_place(node.layer()) {
             let fd = node.pin(self.index())?;
-            xattr::get(Target::Fd(fd.as_fd()), &name)?;
+            match xattr::get(Target::Fd(fd.as_fd()), &name) {
+                // vfs_remove_acl in the kernel: there may be none.
+                Err(Errno::NODATA) if name == ACCESS_ACL || name == DEFAULT_ACL => return Ok(()),
+                found => found?,
+            };
         }
         self.up(&node, Need::Attributes)?;
         let _still = node.hold_still();

@@ -279,3 +279,17 @@ fn a_full_upper_leaves_everything_as_it_was() {
     drop(u);
     assert_eq!(t.open().list("d").unwrap(), ["hard", "hard2", "small"]);
 }
+
+#[test]
+fn an_acl_that_is_not_there_can_be_removed() {
+    let t = Tree::on("", &["f f text\nd d"]);
+    let u = t.open();
+    for path in ["f", "d"] {
+        let ino = u.ino(path).unwrap();
+        for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+            u.fs.removexattr(ino, name.as_ref()).unwrap();
+        }
+        assert_eq!(u.fs.removexattr(ino, "user.a".as_ref()), Err(Errno::NODATA));
+        assert!(!t.upper(path).exists(), "{path} was copied up for nothing");
+    }
+}

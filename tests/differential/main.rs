@@ -150,6 +150,9 @@ fn attempt(case: &Case, log: &mut Vec<String>) -> Result<(), String> {
     flat::flatten(&paths, &flat);
     // For operations of other users.
     common::files::chmod(union.dir(), 0o755);
+    for root in [&union.upper(""), &flat] {
+        common::files::chmod(root, 0o777);
+    }
     union.mount();
     let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     let mut pair = Pair { union, flat, begin };

@@ -207,7 +207,7 @@ fn special() -> impl Strategy<Value = Special> {
         3 => ops::file().prop_map(Special::Segments),
         1 => (ops::file(), 400_000..3_000_000_u64).prop_map(|(path, at)| Special::WriteFar { path, at }),
     ];
-    let user = (select(vec![7, 1000]), select(vec![7, 1000]), as_op())
+    let user = (select(vec![7, 1000, 1000, 12345]), select(vec![7, 1000, 12345]), as_op())
         .prop_map(|(user, group, op)| Special::As { user, group, op: Box::new(op) });
     let maps = prop_oneof![
         3 => (slot(), ops::file(), any::<bool>())

@@ -65,6 +65,9 @@ fn run(case: &Case) -> Result<(), String> {
     let flat = union.dir().join("flat");
     flat::flatten(&paths, &flat);
     files::chmod(union.dir(), 0o755);
+    for root in [&union.upper(""), &flat] {
+        files::chmod(root, 0o777);
+    }
     union.mount();
     let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     for home in HOMES {
@@ -94,7 +97,7 @@ fn run(case: &Case) -> Result<(), String> {
         let workers = [0, 1].map(|i| scope.spawn(move || work(&mnt.join(HOMES[i]), &case.ops[i], begin)));
         let here = workers.map(|w| w.join().unwrap());
         done.store(true, Ordering::Relaxed);
-        let walked: Result<(), String> = walkers.into_iter().map(|w| w.join().unwrap()).collect();
+        let walked: Result<(), String> = walkers.into_iter().try_for_each(|w| w.join().unwrap());
         (here, walked)
     });
     walked?;
@@ -144,7 +147,8 @@ fn work(home: &Path, steps: &[Step], begin: i64) -> Vec<(Result<Saw, Errno>, Vec
 fn walk(root: &Path) -> Result<(), String> {
     let mut stack = vec![root.to_owned()];
     while let Some(path) = stack.pop() {
-        let fine = |e: Errno| matches!(e, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO);
+        let fine =
+            |e: Errno| matches!(e, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::SPIPE);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let looked = rustix::fs::lstat(&path).and_then(|st| {
             use rustix::fs::FileType;
