@@ -27,6 +27,9 @@ enum Admitted {
     Otherwise,
 }
 
+/// The deepest directory that a file handle is followed to.
+const MAX_DEPTH: usize = 4096;
+
 /// With so many lower parts, lookups read all that they hold instead of asking each.
 const LOOKUPS_READ_LOWERS: usize = 8;
 
@@ -36,9 +39,12 @@ impl UnionFs {
     /// # Errors
     /// ENOENT: the name is not there, and may be remembered so.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr> {
-        let parent = self.node(parent)?;
+        let parent = match (self.node(parent), name.as_encoded_bytes()) {
+            // Asked by the kernel to find an object again by its file handle.
+            (Err(_), b"." | b"..") => self.revive(parent)?,
+            (known, _) => known?,
+        };
         let (node, st) = match name.as_encoded_bytes() {
-            // Asked by the kernel to find a directory again by its file handle.
             b"." => (parent.clone(), parent.stat(self.index())?),
             b".." => {
                 let node = parent.any_link().map_or_else(|| self.root.clone(), |link| link.parent);
@@ -54,6 +60,36 @@ impl UnionFs {
             self.table.count(&node);
         }
         Ok(self.attr(&node, &st))
+    }
+
+    /// The node with this number that the kernel has forgotten: found by the name that it had last, if that
+    /// is remembered and stands for it still.
+    fn revive(&self, ino: u64) -> Result<Arc<Node>> {
+        let mut way = Vec::new();
+        let mut at = ino;
+        let mut node = loop {
+            if let Ok(known) = self.node(at) {
+                break known;
+            }
+            let (parent, name) = self.table.last_place(at).ok_or(Errno::STALE)?;
+            way.push((at, name));
+            // Names that were remembered at different times may form a circle.
+            if way.len() > MAX_DEPTH {
+                return Err(Errno::STALE);
+            }
+            at = parent;
+        };
+        while let Some((ino, name)) = way.pop() {
+            let next = {
+                let _names = node.names.read();
+                self.child(&node, &name).map_err(|_| Errno::STALE)?.0
+            };
+            if next.ino != ino {
+                return Err(Errno::STALE);
+            }
+            node = next;
+        }
+        Ok(node)
     }
 
     /// Takes back `lookups` lookups of an inode that the kernel forgets.

@@ -98,7 +98,8 @@ impl UnionFs {
         let (backing, keep_cache, attributes_changed) = {
             let mut io = node.io();
             // Writes to a file with set-ID bits are ours to see: they clear the bits.
-            let allowed = self.stack.in_place(layer) && !file::stat_fd(&fd)?.has_setid();
+            // And the kernel would set access times by itself.
+            let allowed = self.stack.in_place(layer) && !self.noatime && !file::stat_fd(&fd)?.has_setid();
             let (backing, keep_cache) = io.open(allowed, real.contains(OFlags::RDWR), || make(fd.as_fd()));
             let stray = maps && backing.is_some() && io.set_mappable();
             (backing, keep_cache, stray)

@@ -57,12 +57,17 @@ pub struct State {
     pub pinned: Option<Arc<OwnedFd>>,
     /// The real object is in a lower and has names there, but none in the union.
     pub hidden: bool,
+    /// The node goes, and its names with it.
+    pub parted: bool,
 }
 
 /// What a node is registered in, and must be taken out of when it goes.
 pub(super) trait Registry: std::fmt::Debug + Send + Sync {
     /// Takes out the node with this number, which is gone, unless a new one has the number already.
     fn remove_dead(&self, ino: u64);
+
+    /// Remembers a name of a node that goes; none: it has lost all of them.
+    fn remember(&self, ino: u64, place: Option<(u64, Arc<OsStr>)>);
 }
 
 /// An object.
@@ -374,17 +379,31 @@ impl State {
     }
 }
 
+impl Node {
+    /// Gives up the names, the first of which is remembered.
+    fn part_with_links(&mut self) -> Vec<Link> {
+        let state = self.state.get_mut();
+        let links = std::mem::take(&mut state.links);
+        if !std::mem::replace(&mut state.parted, true)
+            && let Some(registry) = self.registry.upgrade()
+        {
+            registry.remember(self.ino, links.first().map(|l| (l.parent.ino, l.name.clone())));
+        }
+        links
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(registry) = self.registry.upgrade() {
-            registry.remove_dead(self.ino);
-        }
         // Parents one after the other, not one inside the other: trees may be deep.
-        let mut links = std::mem::take(&mut self.state.get_mut().links);
+        let mut links = self.part_with_links();
         while let Some(link) = links.pop() {
             if let Some(mut parent) = Arc::into_inner(link.parent) {
-                links.append(&mut parent.state.get_mut().links);
+                links.append(&mut parent.part_with_links());
             }
+        }
+        if let Some(registry) = self.registry.upgrade() {
+            registry.remove_dead(self.ino);
         }
     }
 }

@@ -1,8 +1,12 @@
 //! The node table: which objects the kernel knows, by inode number.
 
+use std::ffi::OsStr;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
+use lru::LruCache;
+use parking_lot::Mutex;
 use rustix::fs::FileType;
 
 use crate::layer::dir::LayerId;
@@ -17,9 +21,24 @@ struct Slot {
 }
 
 /// The table. A node is in it while anyone uses it: the kernel, a child, an open file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Table {
     slots: DashMap<u64, Slot>,
+    /// Where nodes were that are in it no more, by number: for file handles.
+    gone: Mutex<LruCache<u64, (u64, Arc<OsStr>)>>,
+}
+
+/// How many of the nodes that went are remembered, of some 100 bytes each.
+const REMEMBERED: usize = 1 << 16;
+
+impl Default for Table {
+    fn default() -> Self {
+        let remembered = NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN);
+        // Grows as needed: its bound is not worth its memory from the beginning.
+        let mut gone = LruCache::unbounded();
+        gone.resize(remembered);
+        Self { slots: DashMap::new(), gone: Mutex::new(gone) }
+    }
 }
 
 impl Table {
@@ -74,6 +93,11 @@ impl Table {
         self.slots.get(&ino).is_some_and(|slot| slot.held.is_some())
     }
 
+    /// The directory and name that a node had when it went, if it is remembered.
+    pub fn last_place(&self, ino: u64) -> Option<(u64, Arc<OsStr>)> {
+        self.gone.lock().get(&ino).cloned()
+    }
+
     /// Number of nodes.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -89,6 +113,15 @@ impl Registry for Table {
     fn remove_dead(&self, ino: u64) {
         self.slots.remove_if(&ino, |_, slot| slot.node.strong_count() == 0);
     }
+
+    fn remember(&self, ino: u64, place: Option<(u64, Arc<OsStr>)>) {
+        let mut gone = self.gone.lock();
+        // Dropped when the lock is released.
+        let _old = match place {
+            Some(place) => gone.push(ino, place).map(|(_, place)| place),
+            None => gone.pop(&ino),
+        };
+    }
 }
 
 #[cfg(test)]
@@ -98,7 +131,7 @@ mod tests {
 
     fn admit(table: &Arc<Table>, ino: u64, parent: Option<&Arc<Node>>) -> Arc<Node> {
         let links = parent
-            .map(|p| vec![Link { parent: p.clone(), name: Arc::from(std::ffi::OsStr::new("n")), layer: 0 }])
+            .map(|p| vec![Link { parent: p.clone(), name: Arc::from(OsStr::new("n")), layer: 0 }])
             .unwrap_or_default();
         table.admit(ino, FileType::Directory, 0, || State { links, ..State::default() }).0
     }

@@ -160,7 +160,6 @@ os.unlink('file2'); os.close(held[0]); print(attempt(lambda: reopen(handles['fil
 }
 
 #[test]
-#[ignore = "the kernel asks for a node by a number that was forgotten; nothing leads from it to a layer's object yet"]
 fn open_by_handle_after_the_caches_were_dropped() {
     need_unionfs!();
     agree(fill, |root| {

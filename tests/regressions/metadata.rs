@@ -222,7 +222,6 @@ fn no_access_times_without_passthrough() {
 }
 
 #[test]
-#[ignore = "the kernel opens what it passes through by the flags of the user's descriptor, without O_NOATIME"]
 fn no_access_times_with_passthrough() {
     need_unionfs!();
     assert_eq!(read_with(&["noatime"]), "False False False\n");
