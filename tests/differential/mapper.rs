@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Mutex;
 
 use rustix::io::Errno;
 
@@ -39,6 +40,10 @@ def do(verb, slot, a, b):
     if verb == 'unmap':
         unmap(slot)
         return ''
+    if verb == 'free':
+        for slot in list(maps):
+            unmap(slot)
+        return ''
     if slot not in maps:
         return ''
     address, fd, writable = maps[slot]
@@ -59,30 +64,46 @@ for line in sys.stdin:
     print(answer, flush=True)
 "#;
 
-/// The process.
-pub struct Mapper {
+/// Processes that have nothing mapped, for the next one: they are slow to start.
+static IDLE: Mutex<Vec<Process>> = Mutex::new(Vec::new());
+
+struct Process {
     child: Child,
     requests: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.requests = None;
+        let _ = self.child.wait();
+    }
+}
+
+/// What a process has mapped; unmapped when dropped.
+pub struct Mapper(Option<Process>);
+
 impl Mapper {
-    /// Starts it.
+    /// Has nothing mapped.
     pub fn new() -> Self {
-        let mut child = Command::new("python3")
-            .args(["-c", PROGRAM])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (requests, answers) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
-        Self { child, requests, answers }
+        let idle = IDLE.lock().unwrap().pop();
+        Self(Some(idle.unwrap_or_else(|| {
+            let mut child = Command::new("python3")
+                .args(["-c", PROGRAM])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let (requests, answers) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
+            Process { child, requests, answers }
+        })))
     }
 
     fn ask(&mut self, request: &str) -> Result<Vec<u8>, Errno> {
-        writeln!(self.requests.as_ref().unwrap(), "{request}").unwrap();
+        let process = self.0.as_mut().unwrap();
+        writeln!(process.requests.as_ref().unwrap(), "{request}").unwrap();
         let mut answer = String::new();
-        self.answers.read_line(&mut answer).unwrap();
+        process.answers.read_line(&mut answer).unwrap();
         match answer.trim_end_matches('\n').split_once(' ') {
             Some(("ok", hex)) => Ok((0..hex.len())
                 .step_by(2)
@@ -116,7 +137,9 @@ impl Mapper {
 
 impl Drop for Mapper {
     fn drop(&mut self) {
-        self.requests = None;
-        let _ = self.child.wait();
+        let free = !std::thread::panicking() && self.ask("free 0 0 0").is_ok();
+        if let Some(process) = self.0.take().filter(|_| free) {
+            IDLE.lock().unwrap().push(process);
+        }
     }
 }

@@ -268,6 +268,10 @@ pub fn apply(
     match step {
         Step::Plain(op) => ops::apply(op, root, listing, handles, begin).map(Saw::Plain),
         Step::Special(Special::As { user, group, op }) => {
+            // With fs.protected_hardlinks the kernel goes by the mode that it last heard of.
+            if let Op::Link { from, .. } = &**op {
+                let _ = root.join(from.find(listing)).symlink_metadata();
+            }
             as_user(*user, *group, || ops::apply(op, root, listing, handles, begin)).map(Saw::Plain)
         }
         Step::Special(
