@@ -96,7 +96,7 @@ const MOVED_PAUSE: Duration = Duration::from_millis(5);
 const MOVED_LIMIT: Duration = Duration::from_secs(2);
 
 impl Node {
-    /// A node not in any table yet; [`Table::admit`] puts it there.
+    /// A node not in any table yet; [`super::Table::admit`] puts it there.
     pub(super) fn new(
         registry: Weak<dyn Registry>,
         ino: u64,
