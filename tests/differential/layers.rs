@@ -41,7 +41,7 @@ pub fn target() -> impl Strategy<Value = String> {
 
 /// Permission bits.
 pub fn mode() -> impl Strategy<Value = u32> {
-    select(vec![0o644, 0o600, 0o755, 0o700, 0o666, 0o777, 0o6777, 0o4755, 0o2750, 0o2777, 0o1777, 0o000])
+    select(vec![0o644, 0o600, 0o755, 0o700, 0o4755, 0o2750, 0o1777, 0o000])
 }
 
 /// Something in a layer.

@@ -147,8 +147,12 @@ fn work(home: &Path, steps: &[Step], begin: i64) -> Vec<(Result<Saw, Errno>, Vec
 fn walk(root: &Path) -> Result<(), String> {
     let mut stack = vec![root.to_owned()];
     while let Some(path) = stack.pop() {
-        let fine =
-            |e: Errno| matches!(e, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::SPIPE);
+        let fine = |e: Errno| {
+            matches!(
+                e,
+                Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::SPIPE | Errno::ISDIR
+            )
+        };
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let looked = rustix::fs::lstat(&path).and_then(|st| {
             use rustix::fs::FileType;
