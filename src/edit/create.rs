@@ -29,13 +29,15 @@ pub fn slot(stack: &Stack, whiteout: Option<LayerId>) -> Slot {
 }
 
 /// Makes a new object `name` in `dir` by `make`, which is given a directory and a name to make it
-/// under: `dir` itself, or, when a whiteout must give way in the same step, a place to prepare it.
+/// under: `dir` itself, or, when a whiteout must give way in the same step, a place to prepare it that
+/// inherits like `top`, the topmost part of the directory: what is made shows that it was made there, also
+/// when it goes to the init layer.
 ///
 /// # Errors
 /// Those of `make`; EEXIST when something else has the name.
 pub fn place<T>(
     stack: &Stack,
-    dir: &Writable,
+    (dir, top): (&Writable, &Writable),
     slot: Slot,
     name: &OsStr,
     is_dir: bool,
@@ -45,7 +47,7 @@ pub fn place<T>(
         return make(dir, name);
     }
     let work = stack.work(slot.layer)?;
-    let nursery = work.nursery(dir)?;
+    let nursery = work.nursery(top)?;
     let made = make(nursery.dir(), name)?;
     if is_dir {
         // What the whiteout hid must not show through.

@@ -155,7 +155,8 @@ impl UnionFs {
                 continue;
             };
             let dir = self.writable(parent, slot.layer)?;
-            let made = place(&self.stack, &dir, slot, name, is_dir, &mut make)?;
+            let top = self.writable(parent, parent.layer())?;
+            let made = place(&self.stack, (&dir, &top), slot, name, is_dir, &mut make)?;
             let stat = file::stat_at(dir.fd()?, name)?;
             let found = if is_dir {
                 let parts = vec![Dir::below(dir.dir(), name, &stat)];

@@ -66,6 +66,26 @@ fn deleted_and_made_anew() {
 }
 
 #[test]
+fn made_anew_as_the_merged_directory_has_it() {
+    // Owner read and write, group and others nothing, for what is made below.
+    const DEFAULT_ACL: &[u8] = &[
+        2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 4, 0, 0, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255,
+        255, 255,
+    ];
+    let t = layers();
+    let u = t.open();
+    u.unlink("etc/hosts").unwrap();
+    // Both land in the upper part, which the init layer's own part knows nothing of.
+    let default_acl = crate::tree::os("system.posix_acl_default");
+    let flags = rustix::fs::XattrFlags::empty();
+    u.fs.setxattr(&crate::union::caller(), u.ino("etc").unwrap(), default_acl, DEFAULT_ACL, flags).unwrap();
+    u.put("etc/hosts", "anew").unwrap();
+    assert_eq!(init(&t, "etc/hosts").unwrap(), "anew");
+    assert_eq!(u.stat("etc/hosts").unwrap().mode & 0o777, 0o600);
+    same_again(&t, &u);
+}
+
+#[test]
 fn replaced_by_rename_as_editors_do() {
     let t = layers();
     let u = t.open();
