@@ -229,6 +229,13 @@ impl UnionFs {
             }
             other => other?,
         }
+        if layer != home
+            && let Some(entry) = node.update(|s| s.indexed.take())
+            && let Err(e) = crate::merge::index::remove(&self.stack, &entry.name)
+        {
+            // Its last name is the init layer's now: nothing is left in the upper to keep together.
+            tracing::warn!("left in the index: {e}");
+        }
         if let Some(target) = target {
             let (t, holder) = (&target.node, target.holder);
             if t.is_dir() {

@@ -203,6 +203,18 @@ fn a_hardlinked_init_file_does_not_move_to_the_upper() {
 }
 
 #[test]
+fn the_last_name_of_a_hardlink_moves_to_init() {
+    let t = Tree::on("", &["f a one\nh b a"]).init("f c init");
+    let u = t.open();
+    u.unlink("a").unwrap();
+    u.rename("b", "c").unwrap();
+    assert_eq!(init(&t, "c").unwrap(), "one");
+    assert_eq!(u.stat("c").unwrap().nlink, 1);
+    assert_eq!(t.index(), [""; 0]);
+    same_again(&t, &u);
+}
+
+#[test]
 fn unlinked_while_open() {
     let t = layers();
     let u = t.open();
