@@ -241,11 +241,6 @@ impl Staged<'_> {
         }
         self.fd.try_clone().map_err(|_| Errno::MFILE)
     }
-
-    /// Bytes of data that were copied, not shared.
-    pub fn copied(&self) -> u64 {
-        self.copied
-    }
 }
 
 impl Drop for Staged<'_> {

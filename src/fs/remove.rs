@@ -16,6 +16,9 @@ use crate::merge::lookup::{Found, hidden_below};
 use crate::node::Node;
 use crate::sys::file;
 
+/// Something to do without locks on names before a change of names can go on.
+pub(super) type First = Box<dyn FnOnce(&UnionFs) -> Result<()>>;
+
 /// How long to wait for a lock whose holder may wait for one of ours, before letting go of that.
 pub(super) const PATIENCE: Duration = Duration::from_millis(2);
 
@@ -87,12 +90,7 @@ impl UnionFs {
 
     /// What must happen before a name in `parent` whose entry is in layer `holder` can go, without locks
     /// on names; `None` when nothing must.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn before_losing(
-        &self,
-        parent: &Arc<Node>,
-        holder: LayerId,
-    ) -> Result<Option<Box<dyn FnOnce(&Self) -> Result<()>>>> {
+    pub(super) fn before_losing(&self, parent: &Arc<Node>, holder: LayerId) -> Result<Option<First>> {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
         }

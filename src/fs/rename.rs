@@ -8,7 +8,7 @@ use parking_lot::RwLockWriteGuard;
 use rustix::fs::RenameFlags;
 
 use super::UnionFs;
-use super::remove::PATIENCE;
+use super::remove::{First, PATIENCE};
 use super::up::Need;
 use crate::copy_up;
 use crate::edit::create::slot;
@@ -19,8 +19,9 @@ use crate::format::redirect::Redirect;
 use crate::layer::dir::LayerId;
 use crate::layer::stack::UPPER;
 use crate::layer::upper::Writable;
+use crate::merge::index;
 use crate::merge::listing;
-use crate::merge::lookup::hidden_below;
+use crate::merge::lookup::{Found, hidden_below};
 use crate::merge::whiteout::is_whiteout;
 use crate::node::{Link, Node};
 use crate::sys::file;
@@ -44,9 +45,6 @@ fn lock<'a>(a: &'a Node, b: &'a Node) -> Names<'a> {
 
 /// How often to look, with [`PATIENCE`] between, whether a file that the kernel writes to by itself was closed.
 const RELEASE_TRIES: u32 = 50;
-
-/// Something to do without locks on names before a rename can go on.
-type First = Box<dyn FnOnce(&UnionFs) -> Result<()>>;
 
 /// One name of a rename, with what is there.
 struct Place {
@@ -90,11 +88,16 @@ impl UnionFs {
         }
     }
 
-    fn find(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Option<Place>> {
-        let found = self.resolve(parent, name)?;
+    /// The object that was found under a name.
+    fn place(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Result<Option<Place>> {
         let Some(holder) = found.layer().filter(|_| found.is_some()) else { return Ok(None) };
         let (node, _) = self.admit(parent, name, found)?;
         Ok(Some(Place { parent: parent.clone(), name: name.to_owned(), node, holder }))
+    }
+
+    fn find(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Place> {
+        let found = self.resolve(parent, name)?;
+        self.place(parent, name, found)?.ok_or(Errno::NOENT)
     }
 
     /// Whether an object can be moved: a directory with lower parts needs a redirect.
@@ -140,7 +143,7 @@ impl UnionFs {
         new_name: &OsStr,
         noreplace: bool,
     ) -> Result<Option<First>> {
-        let source = self.find(from, name)?.ok_or(Errno::NOENT)?;
+        let source = self.find(from, name)?;
         let node = source.node.clone();
         let found = self.resolve(to, new_name)?;
         if noreplace && found.is_some() {
@@ -148,7 +151,7 @@ impl UnionFs {
         }
         // A name whose topmost entry is in a writable layer stays there; others go to the upper.
         let home = slot(&self.stack, found.layer()).layer;
-        let target = if found.is_some() { self.find(to, new_name)? } else { None };
+        let target = self.place(to, new_name, found)?;
         self.may_move(&source)?;
         if let Some(target) = &target {
             match (node.is_dir(), target.node.is_dir()) {
@@ -231,7 +234,7 @@ impl UnionFs {
         }
         if layer != home
             && let Some(entry) = node.update(|s| s.indexed.take())
-            && let Err(e) = crate::merge::index::remove(&self.stack, &entry.name)
+            && let Err(e) = index::remove(&self.stack, &entry.name)
         {
             // Its last name is the init layer's now: nothing is left in the upper to keep together.
             tracing::warn!("left in the index: {e}");
@@ -389,8 +392,8 @@ impl UnionFs {
         to: &Arc<Node>,
         new_name: &OsStr,
     ) -> Result<Option<First>> {
-        let a = self.find(from, name)?.ok_or(Errno::NOENT)?;
-        let b = self.find(to, new_name)?.ok_or(Errno::NOENT)?;
+        let a = self.find(from, name)?;
+        let b = self.find(to, new_name)?;
         if a.node.ino == b.node.ino {
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 
-use crate::error::{Errno, Result};
+use crate::error::Result;
 use crate::format::names::{Mark, Namespace};
 use crate::layer::dir::Dir;
 use crate::sys::cred::{self, Caller};
@@ -118,15 +118,6 @@ impl Writable {
     pub fn set_own_mark(&self, mark: Mark, ns: Namespace, value: &[u8]) -> Result<()> {
         let fd = self.fd()?;
         xattr::set(Target::Fd(fd.as_fd()), mark.name(ns), value, XattrFlags::empty())
-    }
-
-    /// Removes a private attribute of the entry `name`, if it is there.
-    pub fn clear_mark(&self, name: &OsStr, mark: Mark, ns: Namespace) -> Result<()> {
-        let fd = self.fd()?;
-        match xattr::remove(Target::At(fd.as_fd(), name), mark.name(ns)) {
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-            other => other,
-        }
     }
 
     /// Flushes the directory to its device.

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 
 use crate::error::Result;
-use crate::format::names::{Mark, Namespace};
+use crate::format::names::Mark;
 use crate::format::origin::Origin;
 use crate::layer::marks;
-use crate::layer::stack::{Role, Stack, UPPER};
+use crate::layer::stack::{Role, Stack};
 use crate::merge::lookup::{DirFound, Other};
 
 /// The number of a directory: that of its topmost part below the upper, since the part in the upper
@@ -20,8 +20,7 @@ pub fn of_dir(stack: &Stack, dir: &DirFound) -> u64 {
 
 /// The origin recorded for the entry `name` of an upper directory.
 pub fn origin(stack: &Stack, dir: impl AsFd, name: &OsStr) -> Result<Option<Origin>> {
-    let own = stack.work(UPPER).map_or(Namespace::Trusted, |w| w.abilities().namespace);
-    let value = marks::of_entry(dir, name, Mark::Origin, own)?;
+    let value = marks::of_entry(dir, name, Mark::Origin, stack.namespace())?;
     Ok(value.and_then(|v| Origin::decode(&v)))
 }
 

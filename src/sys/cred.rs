@@ -123,16 +123,12 @@ fn set_umask(mask: u32) -> Result<()> {
     // SAFETY: unshare(2) of CLONE_FS gives this thread its own umask and working directory, nothing
     // else; the working directory is not relied on by any worker.
     if current.is_none() && unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
-        return Err(last_errno());
+        return Err(super::last_errno());
     }
     // SAFETY: umask(2) cannot fail.
     unsafe { libc::umask(mask & 0o777) };
     OWN_UMASK.set(Some(mask));
     Ok(())
-}
-
-fn last_errno() -> crate::error::Errno {
-    crate::error::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(crate::error::Errno::IO)
 }
 
 /// Whether this process holds CAP_SYS_ADMIN in its user namespace.

@@ -18,10 +18,6 @@ struct Raw {
     data: [u8; MAX_HANDLE],
 }
 
-fn last() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
-}
-
 /// The handle of the entry `name` in `dir`, or of `dir` itself for an empty name.
 ///
 /// # Errors
@@ -41,7 +37,7 @@ pub fn of(dir: impl AsFd, name: &OsStr) -> Result<FileHandle> {
         )
     };
     if rc != 0 {
-        return Err(last());
+        return Err(super::last_errno());
     }
     let len = (raw.bytes as usize).min(MAX_HANDLE);
     Ok(FileHandle { kind: raw.kind, bytes: raw.data[..len].to_vec() })
@@ -66,7 +62,7 @@ pub fn open(on: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
         )
     };
     if fd < 0 {
-        return Err(last());
+        return Err(super::last_errno());
     }
     // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

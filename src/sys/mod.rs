@@ -14,8 +14,15 @@ pub mod xattr;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use crate::error::Errno;
+
 /// What the kernel keeps for I/O on a file without us; opaque here, made and read by the transport.
 pub type Backing = std::sync::Arc<dyn std::any::Any + Send + Sync>;
+
+/// The error of the libc call that just failed.
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
 
 /// The path of a descriptor below /proc/self/fd, or of an entry of the directory it refers to.
 /// Resolving it jumps to the object itself (proc(5)): no name on the way can be swapped.

@@ -56,7 +56,7 @@ pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
         )
     };
     if rc != 0 {
-        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+        return Err(super::last_errno());
     }
     // The descriptor of a clone is O_PATH: open its root for listing and xattrs.
     super::file::open_dir(&tree, std::ffi::OsStr::new("."))

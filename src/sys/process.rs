@@ -46,7 +46,7 @@ pub fn fork() -> Result<Fork> {
     // in the child.
     let pid = unsafe { libc::fork() };
     match pid {
-        -1 => Err(last_errno()),
+        -1 => Err(super::last_errno()),
         0 => {
             drop(read);
             rustix::process::setsid()?;
@@ -150,8 +150,4 @@ pub fn raise_open_files() {
     // Lower than asked for is no reason not to mount.
     let _ =
         rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
