@@ -139,6 +139,7 @@ impl Workers {
                 only.set(cpu);
                 // Elsewhere it is slower, and right as well.
                 let _ = rustix::thread::sched_setaffinity(None, &only);
+                favour_this_thread();
             }
             let ring = Ring::new(crew.device.clone(), &team.queues, MAX_WRITE)
                 .and_then(|mut ring| ring.register().map(|()| ring));
@@ -214,6 +215,17 @@ impl Workers {
             tracing::debug!("no more workers: {e}");
             team.size.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// Gives this thread a bit more weight than those that it serves have, where that is permitted.
+///
+/// Who waits for a request then has used more of his share of the CPU than we have of ours, and the scheduler (EEVDF,
+/// Linux 6.12) keeps his place on it. Otherwise he is woken on an idle CPU, which takes much longer than the request.
+fn favour_this_thread() {
+    const BETTER_BY: i32 = 5;
+    if let Ok(now) = rustix::process::getpriority_process(None) {
+        let _ = rustix::process::setpriority_process(None, now - BETTER_BY);
     }
 }
 
