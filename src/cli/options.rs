@@ -243,11 +243,8 @@ impl Parsed {
             b"passthrough" => options.passthrough = given.switch()?,
             b"timeout" => options.timeout = Some(given.seconds()?),
             b"io_uring" => {
-                options.io_uring = given.choice(&[
-                    ("on", IoUring::On),
-                    ("off", IoUring::Off),
-                    ("auto", IoUring::Auto),
-                ])?;
+                options.io_uring =
+                    given.choice(&[("on", IoUring::On), ("off", IoUring::Off), ("auto", IoUring::Auto)])?;
             }
             b"threads" => options.threads = Some(given.number(1..=MAX_THREADS)?),
             b"fsname" => options.fsname = Some(given.utf8()?),

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::mount::MountFlags;
-use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+};
 
 use crate::error::{Errno, MountError};
 use crate::sys;
@@ -71,7 +73,8 @@ fn by_helper(at: &Path, mount: &FuseMount<'_>) -> Result<OwnedFd, String> {
     match received {
         Ok(Some(device)) => Ok(device),
         Ok(None) if said.contains("allow_other") => {
-            Err("allow_other is not permitted; drop the option or set user_allow_other in /etc/fuse.conf".into())
+            Err("allow_other is not permitted; drop the option or set user_allow_other in /etc/fuse.conf"
+                .into())
         }
         Ok(None) => Err(format!("mounting is not permitted; run as root ({})", one_line(&said))),
         Err(e) => Err(failed(e.into())),

@@ -37,6 +37,7 @@ const CAPABILITIES: u64 = init::ASYNC_READ
     | init::PARALLEL_DIROPS
     | init::HANDLE_KILLPRIV_V2
     | init::CACHE_SYMLINKS
+    | init::NO_OPENDIR_SUPPORT
     | init::ASYNC_DIO
     | init::EXPORT_SUPPORT
     | init::MAX_PAGES

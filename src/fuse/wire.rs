@@ -162,7 +162,6 @@ pub const NOTIFY_INVAL_INODE: i32 = 2;
 pub mod fopen {
     #![allow(missing_docs)] // The names are those of the header file.
     pub const KEEP_CACHE: u32 = 1 << 1;
-    pub const CACHE_DIR: u32 = 1 << 3;
     pub const PASSTHROUGH: u32 = 1 << 7;
 }
 

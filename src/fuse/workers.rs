@@ -111,7 +111,8 @@ impl Workers {
     fn start_teams(self: &Arc<Self>) -> Result<()> {
         let queues = possible_cpus()?;
         let usable = rustix::thread::sched_getaffinity(None).unwrap_or_default();
-        let usable = |queue: &u16| usize::from(*queue) < CpuSet::MAX_CPU && usable.is_set(usize::from(*queue));
+        let usable =
+            |queue: &u16| usize::from(*queue) < CpuSet::MAX_CPU && usable.is_set(usize::from(*queue));
         let (own, others): (Vec<u16>, Vec<u16>) = (0..queues).partition(usable);
         let team = |queues: Vec<u16>, cpu| {
             Arc::new(Team { queues, cpu, idle: AtomicUsize::new(0), size: AtomicUsize::new(1) })
@@ -130,7 +131,11 @@ impl Workers {
         started.iter().take(count).collect::<Result<Vec<()>>>().map(drop)
     }
 
-    fn start_worker(self: &Arc<Self>, team: Arc<Team>, ready: Option<mpsc::Sender<Result<()>>>) -> Result<()> {
+    fn start_worker(
+        self: &Arc<Self>,
+        team: Arc<Team>,
+        ready: Option<mpsc::Sender<Result<()>>>,
+    ) -> Result<()> {
         let crew = Arc::clone(self);
         let name = team.cpu.map_or("ring".to_owned(), |cpu| format!("ring-{cpu}"));
         let work = move || {
@@ -231,7 +236,8 @@ fn favour_this_thread() {
 
 /// How many CPUs there may ever be.
 fn possible_cpus() -> Result<u16> {
-    let text = std::fs::read_to_string(POSSIBLE_CPUS).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    let text =
+        std::fs::read_to_string(POSSIBLE_CPUS).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     highest_in_list(&text).and_then(|highest| highest.checked_add(1)).ok_or(Errno::INVAL)
 }
 

@@ -8,20 +8,15 @@ use super::{Adapter, convert};
 use crate::error::Result;
 use crate::fs::DirEntry;
 use crate::fuse::message::{Body, Request};
-use crate::fuse::wire::{self, Dirent, EntryOut, fopen};
+use crate::fuse::wire::{self, Dirent, EntryOut};
 
 /// Entries begin on multiples of this.
 const ALIGN: usize = 8;
 
 impl Adapter {
-    pub(super) fn opendir(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
-        let fh = self.fs.opendir(request.header.nodeid)?;
-        body.put(&wire::OpenOut { fh, open_flags: fopen::CACHE_DIR | fopen::KEEP_CACHE, backing_id: 0 })
-    }
-
     pub(super) fn readdir(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let given: wire::ReadIn = request.fixed()?;
-        self.fs.readdir(given.fh, given.offset, &mut |entry| {
+        self.fs.readdir(request.header.nodeid, given.offset, &mut |entry| {
             let dirent = dirent(&entry, convert::kind(entry.kind));
             !add(body, given.size as usize, dirent.as_bytes(), entry.name)
         })
@@ -29,7 +24,7 @@ impl Adapter {
 
     pub(super) fn readdirplus(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let given: wire::ReadIn = request.fixed()?;
-        self.fs.readdirplus(given.fh, given.offset, &mut |entry, attr| {
+        self.fs.readdirplus(request.header.nodeid, given.offset, &mut |entry, attr| {
             let dirent = dirent(&entry, convert::kind(entry.kind));
             // Of node 0 the kernel takes the name and the type alone (`fuse_direntplus_link`).
             let about = attr.map_or_else(EntryOut::default, |attr| self.ttl.entry(attr));
@@ -43,7 +38,7 @@ impl Adapter {
 
     pub(super) fn fsyncdir(&self, request: &Request<'_>) -> Result<()> {
         let given: wire::FsyncIn = request.fixed()?;
-        self.fs.fsyncdir(given.fh, given.fsync_flags & wire::FSYNC_FDATASYNC != 0)
+        self.fs.fsyncdir(request.header.nodeid, given.fsync_flags & wire::FSYNC_FDATASYNC != 0)
     }
 }
 

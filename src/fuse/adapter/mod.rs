@@ -35,7 +35,13 @@ pub struct Adapter {
 impl Adapter {
     /// An adapter for the connection behind `device`. `passthrough`: the kernel agreed to do I/O by itself.
     pub fn new(fs: Arc<UnionFs>, device: Arc<Device>, passthrough: bool, options: &Options) -> Self {
-        Self { fs, stats: Arc::default(), device, passthrough: passthrough.into(), ttl: Ttl::new(options.timeout) }
+        Self {
+            fs,
+            stats: Arc::default(),
+            device,
+            passthrough: passthrough.into(),
+            ttl: Ttl::new(options.timeout),
+        }
     }
 
     /// Counts of the requests served.
@@ -57,10 +63,11 @@ impl Adapter {
         let mut body = Body::new(room);
         // What a panic may have left half done is the state behind the core's locks, which do not
         // poison: the next request sees it, as it would after an error at the same place.
-        let result = catch_unwind(AssertUnwindSafe(|| self.run(op, request, &mut body))).unwrap_or_else(|_| {
-            tracing::error!(op = op.name(), "a request handler panicked; answering EIO");
-            Err(Errno::IO)
-        });
+        let result =
+            catch_unwind(AssertUnwindSafe(|| self.run(op, request, &mut body))).unwrap_or_else(|_| {
+                tracing::error!(op = op.name(), "a request handler panicked; answering EIO");
+                Err(Errno::IO)
+            });
         match result {
             _ if matches!(op, Op::Forget | Op::BatchForget) => Outcome::Silent,
             Ok(()) => Outcome::Done(body.len()),
@@ -108,18 +115,14 @@ impl Adapter {
             Op::Lseek => self.lseek(request, body),
             Op::CopyFileRange | Op::CopyFileRange64 => self.copy_file_range(op, request, body),
             Op::Ioctl => self.ioctl(request, body),
-            Op::Opendir => self.opendir(request, body),
             Op::Readdir => self.readdir(request, body),
             Op::Readdirplus => self.readdirplus(request, body),
-            Op::Releasedir => {
-                self.fs.releasedir(request.fixed::<wire::ReleaseIn>()?.fh);
-                Ok(())
-            }
             Op::Fsyncdir => self.fsyncdir(request),
             // Nothing depends on a flush, and the kernel checks permissions itself (default_permissions): it asks
             // once and never again.
-            Op::Flush | Op::Access => Err(Errno::NOSYS),
-            Op::Destroy => Ok(()),
+            // Directories need not be opened (FUSE_NO_OPENDIR_SUPPORT).
+            Op::Flush | Op::Access | Op::Opendir => Err(Errno::NOSYS),
+            Op::Releasedir | Op::Destroy => Ok(()),
         }
     }
 
@@ -188,7 +191,13 @@ impl Ttl {
     /// What is told of an entry.
     fn entry(self, attr: &Attr) -> EntryOut {
         let (attr_valid, attr_valid_nsec) = self.of(attr);
-        EntryOut { nodeid: attr.ino, attr_valid, attr_valid_nsec, attr: convert::attr(attr), ..self.missing() }
+        EntryOut {
+            nodeid: attr.ino,
+            attr_valid,
+            attr_valid_nsec,
+            attr: convert::attr(attr),
+            ..self.missing()
+        }
     }
 
     /// What is told of a name that is not there: node 0, with a time to keep that, which a plain ENOENT lacks.
