@@ -41,8 +41,10 @@ impl UnionFs {
         let fd = node.pin(self.index())?;
         if set.uid.is_some() || set.gid.is_some() {
             // By the group that the file has still; what chown(2) clears for anybody, it clears itself.
-            file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
-            file::chown_fd(&*fd, set.uid, set.gid)?;
+            file::clear_setid(&*fd, || caller.keeps_setid(), |gid| self.is_member(caller, gid))?;
+            let uid = set.uid.map(|uid| self.ids.users.stored(uid));
+            let gid = set.gid.map(|gid| self.ids.groups.stored(gid));
+            file::chown_fd(&*fd, uid, gid)?;
         }
         if let Some(mode) = set.mode {
             // Whether a file may be passed through is decided by its mode when it is opened.
@@ -66,7 +68,7 @@ impl UnionFs {
             None => Arc::new(node.open(self.index(), OFlags::WRONLY, false)?.0),
         };
         rustix::fs::ftruncate(&*fd, size)?;
-        file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
+        file::clear_setid(&*fd, || caller.keeps_setid(), |gid| self.is_member(caller, gid))?;
         Ok(())
     }
 

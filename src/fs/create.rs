@@ -25,9 +25,9 @@ impl UnionFs {
     pub fn mknod(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32, rdev: u64) -> Result<Attr> {
         let would_hide = FileType::from_raw_mode(mode) == FileType::CharacterDevice && rdev == 0;
         let rdev = if would_hide { names::ESCAPED_DEVICE } else { rdev };
-        let parent = self.node(parent)?;
+        let (parent, maker) = (self.node(parent)?, self.maker(caller));
         let (node, st, ()) =
-            self.make(&parent, name, false, |dir, name| dir.mknod(name, mode, rdev, caller))?;
+            self.make(&parent, name, false, |dir, name| dir.mknod(name, mode, rdev, &maker))?;
         self.told(&node, &st)
     }
 
@@ -36,8 +36,8 @@ impl UnionFs {
     /// # Errors
     /// Those of mkdir(2).
     pub fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32) -> Result<Attr> {
-        let parent = self.node(parent)?;
-        let (node, st, ()) = self.make(&parent, name, true, |dir, name| dir.mkdir(name, mode, caller))?;
+        let (parent, maker) = (self.node(parent)?, self.maker(caller));
+        let (node, st, ()) = self.make(&parent, name, true, |dir, name| dir.mkdir(name, mode, &maker))?;
         self.told(&node, &st)
     }
 
@@ -46,9 +46,9 @@ impl UnionFs {
     /// # Errors
     /// Those of symlink(2).
     pub fn symlink(&self, caller: &Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Attr> {
-        let parent = self.node(parent)?;
+        let (parent, maker) = (self.node(parent)?, self.maker(caller));
         let (node, st, ()) =
-            self.make(&parent, name, false, |dir, name| dir.symlink(name, target, caller))?;
+            self.make(&parent, name, false, |dir, name| dir.symlink(name, target, &maker))?;
         self.told(&node, &st)
     }
 

@@ -39,7 +39,7 @@ impl UnionFs {
         let written = write_some_at(&*fd, data, offset)?;
         if let Some(caller) = killer {
             // They may be gone by the write already.
-            file::clear_setid(&*fd, || false, |gid| caller.in_group(gid))?;
+            file::clear_setid(&*fd, || false, |gid| self.is_member(caller, gid))?;
         }
         Ok((written, killer.is_some()))
     }
@@ -72,7 +72,7 @@ impl UnionFs {
         let fd = open.fd(self.index())?;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
         rustix::fs::fallocate(&*fd, mode, offset, len)?;
-        file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))
+        file::clear_setid(&*fd, || caller.keeps_setid(), |gid| self.is_member(caller, gid))
     }
 
     /// Finds data or a hole; `whence` SEEK_DATA or SEEK_HOLE of lseek(2).
@@ -121,6 +121,6 @@ impl UnionFs {
             Some(&mut to_offset),
             len,
         )?;
-        Ok((copied, file::clear_setid(&*target, || caller.keeps_setid(), |gid| caller.in_group(gid))?))
+        Ok((copied, file::clear_setid(&*target, || caller.keeps_setid(), |gid| self.is_member(caller, gid))?))
     }
 }

@@ -97,18 +97,6 @@ impl UnionFs {
         self.table.forget(ino, lookups);
     }
 
-    /// The attributes to show for a node with real attributes `st`, as [`Node::stat`] gives them.
-    pub(super) fn attr(&self, node: &Node, st: &Stat) -> Attr {
-        let mut attr = Attr::new(node.ino, st);
-        if node.kind == FileType::RegularFile {
-            // A passthrough write may clear set-ID bits without our knowing, and one to a mapping changes
-            // times and blocks.
-            let io = node.io();
-            attr.cacheable = !(io.is_mappable() || (st.has_setid() && io.is_passed()));
-        }
-        attr
-    }
-
     /// What `name` stands for; the parent's names must be locked.
     pub(super) fn resolve(&self, parent: &Node, name: &OsStr) -> Result<Found> {
         lookup::lookup(&self.stack, &self.parts(parent, LOOKUPS_READ_LOWERS)?, name)

@@ -55,7 +55,7 @@ impl UnionFs {
             rustix::fs::ftruncate(&fd, 0)?;
         }
         let mode_changed =
-            truncate && file::clear_setid(&fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
+            truncate && file::clear_setid(&fd, || caller.keeps_setid(), |gid| self.is_member(caller, gid))?;
         let mut opened = self.opened(&node, (flags, real), layer, fd, make)?;
         opened.attributes_changed |= mode_changed;
         Ok(opened)
@@ -74,11 +74,11 @@ impl UnionFs {
         flags: i32,
         make: MakeBacking<'_>,
     ) -> Result<(Attr, Opened)> {
-        let parent = self.node(parent)?;
+        let (parent, maker) = (self.node(parent)?, self.maker(caller));
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
         let real = real_flags(flags, self.sync);
         let (node, st, fd) =
-            self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
+            self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, &maker))?;
         let layer = node.content_layer();
         let opened = self.opened(&node, (flags, real), layer, fd, make)?;
         Ok((self.told(&node, &st)?, opened))

@@ -125,7 +125,7 @@ impl Stack {
             }
             // Only an administrator sees trusted ones.
             (None, None) => {
-                if cred::is_admin() {
+                if cred::is_host_admin() {
                     Namespace::Trusted
                 } else {
                     Namespace::User
