@@ -1,0 +1,230 @@
+//! What callers count on: when the call returns, what it leaves, and how the mount ends.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::{have, helper, quiet, refused, script, unmount};
+use crate::common::files::{dir, get, put};
+use crate::common::{self, Union, daemon_of, wait_for};
+use crate::need_unionfs;
+
+const LAYERS: &str = "lowerdir=l0,upperdir=upper,workdir=work";
+
+fn layers() -> Union {
+    let u = Union::new(1);
+    put(u.lower(0, "f"), "x");
+    u
+}
+
+fn alive(pid: u32) -> bool {
+    std::path::Path::new("/proc").join(pid.to_string()).join("root").exists()
+}
+
+/// A caller that reads what the program says until its end, and has a descriptor of its own open.
+#[test]
+fn descriptors_are_let_go_of() {
+    need_unionfs!();
+    let u = layers();
+    let (mut out, writer) = std::io::pipe().unwrap();
+    let mut command = helper(&u, &["-o", LAYERS, "mnt"]);
+    command.stdin(Stdio::piped()).stdout(writer.try_clone().unwrap()).stderr(writer);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let begin = Instant::now();
+    let mut said = String::new();
+    out.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "");
+    assert!(child.wait().unwrap().success());
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert_eq!(get(u.at("f")), "x");
+    let daemon = daemon_of_name();
+    let fd = |n: u32| std::fs::read_link(format!("/proc/{}/fd/{n}", daemon(&u))).unwrap();
+    for n in 0..3 {
+        assert_eq!(fd(n), std::path::Path::new("/dev/null"));
+    }
+    assert_eq!(std::fs::read_link(format!("/proc/{}/cwd", daemon(&u))).unwrap(), std::path::Path::new("/"));
+    unmount(&u);
+}
+
+/// The daemon is known by the mount point as it was named.
+fn daemon_of_name() -> impl Fn(&Union) -> u32 {
+    |u| {
+        let dir = u.dir().to_owned();
+        let mut found = None;
+        wait_for(Duration::from_secs(2), || {
+            found = daemons(&dir).first().copied();
+            found.is_some()
+        });
+        found.unwrap()
+    }
+}
+
+/// The processes of the program whose environment has the directory.
+fn daemons(dir: &std::path::Path) -> Vec<u32> {
+    let exe = std::path::Path::new(env!("CARGO_BIN_EXE_unionfs")).canonicalize().unwrap();
+    let named = |pid: &u32| {
+        let proc = std::path::Path::new("/proc").join(pid.to_string());
+        std::fs::read_link(proc.join("exe")).is_ok_and(|e| e == exe)
+            && std::fs::read_dir(proc.join("fd")).is_ok_and(|fds| {
+                fds.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(dir)))
+            })
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(named).collect()
+}
+
+#[test]
+fn the_mount_outlives_its_caller() {
+    need_unionfs!();
+    let u = layers();
+    let program = env!("CARGO_BIN_EXE_unionfs");
+    // The caller is the leader of a session, and is killed with its whole group.
+    let text = format!("setsid sh -c '{program} -o {LAYERS} mnt; kill -HUP -$$; kill -KILL -$$' || true");
+    script(u.dir(), &["setsid", "-w"], &text);
+    assert_eq!(get(u.at("f")), "x");
+    std::thread::sleep(Duration::from_millis(100));
+    put(u.at("g"), "y");
+    unmount(&u);
+}
+
+#[test]
+fn every_way_to_end() {
+    need_unionfs!();
+    let u = layers();
+    let mnt = u.mnt();
+    let by =
+        |program: &str, args: &[&str]| Command::new(program).args(args).arg(&mnt).status().unwrap().success();
+    let ways: [(&str, &dyn Fn() -> bool); 6] = [
+        ("umount2", &|| rustix::mount::unmount(&mnt, UnmountFlags::empty()).is_ok()),
+        ("MNT_DETACH", &|| rustix::mount::unmount(&mnt, UnmountFlags::DETACH).is_ok()),
+        ("umount", &|| by("umount", &[])),
+        ("fusermount3", &|| by("fusermount3", &["-u"])),
+        ("fusermount", &|| by("fusermount", &["-u"])),
+        ("unionfs", &|| by(env!("CARGO_BIN_EXE_unionfs"), &["umount"])),
+    ];
+    for (name, end) in ways {
+        if name.starts_with("fusermount") && have(name).is_none() {
+            common::skip(&format!("no {name}"));
+            continue;
+        }
+        quiet(helper(&u, &["-o", LAYERS, mnt.to_str().unwrap()]));
+        put(u.at("g"), name);
+        let pid = daemon_of(&mnt).unwrap();
+        assert!(end(), "{name}");
+        assert!(!common::is_mounted(&mnt), "{name}");
+        assert!(wait_for(Duration::from_secs(3), || !alive(pid)), "the daemon outlives {name}");
+        assert_eq!(get(u.upper("g")), name);
+    }
+}
+
+#[test]
+fn mounted_again_right_after() {
+    need_unionfs!();
+    let u = layers();
+    for round in 0..30 {
+        quiet(helper(&u, &["-o", LAYERS, "mnt"]));
+        put(u.at("g"), round.to_string());
+        let flags = if round % 2 == 0 { UnmountFlags::empty() } else { UnmountFlags::DETACH };
+        rustix::mount::unmount(u.mnt(), flags).unwrap();
+    }
+    assert_eq!(get(u.upper("g")), "29");
+}
+
+/// No layer keeps its filesystem from being unmounted, not even for the moment that the daemon takes to end.
+#[test]
+fn the_filesystems_of_the_layers_are_free_at_once() {
+    need_unionfs!();
+    let u = Union::new(2);
+    for round in 0..20 {
+        for i in 0..2 {
+            rustix::mount::mount("none", u.lower(i, ""), "tmpfs", MountFlags::empty(), None).unwrap();
+            put(u.lower(i, format!("f{i}")), "x");
+        }
+        quiet(helper(&u, &["-o", "lowerdir=l0:l1,upperdir=upper,workdir=work", "mnt"]));
+        assert_eq!((get(u.at("f0")), get(u.at("f1"))), ("x".into(), "x".into()));
+        put(u.at("f1"), "changed");
+        unmount(&u);
+        let mut ends = Vec::new();
+        for i in 0..2 {
+            ends.push(rustix::mount::unmount(u.lower(i, ""), UnmountFlags::empty()));
+            let _ = rustix::mount::unmount(u.lower(i, ""), UnmountFlags::DETACH);
+        }
+        assert_eq!(ends, [Ok(()), Ok(())], "in round {round}");
+    }
+}
+
+#[test]
+fn the_filesystem_of_the_upper_is_free_at_once() {
+    need_unionfs!();
+    let u = layers();
+    let place = u.dir().join("place");
+    dir(&place);
+    for round in 0..20 {
+        rustix::mount::mount("none", &place, "tmpfs", MountFlags::empty(), None).unwrap();
+        dir(place.join("c/upper"));
+        dir(place.join("c/work"));
+        quiet(helper(&u, &["-o", "lowerdir=l0,upperdir=place/c/upper,workdir=place/c/work", "mnt"]));
+        put(u.at("f"), "changed");
+        std::fs::rename(u.at("f"), u.at("g")).unwrap();
+        assert_eq!(get(place.join("c/upper/g")), "changed");
+        unmount(&u);
+        let end = rustix::mount::unmount(&place, UnmountFlags::empty());
+        let _ = rustix::mount::unmount(&place, UnmountFlags::DETACH);
+        assert_eq!(end, Ok(()), "in round {round}");
+    }
+}
+
+/// Mounts that begin at the same time, each with its own upper and all with one lower.
+#[test]
+fn many_at_a_time() {
+    need_unionfs!();
+    const MOUNTS: usize = 50;
+    let u = layers();
+    let at = |i: usize, what: &str| u.dir().join(format!("{what}{i}"));
+    for i in 0..MOUNTS {
+        for what in ["u", "w", "m"] {
+            dir(at(i, what));
+        }
+    }
+    let callers: Vec<_> = (0..MOUNTS)
+        .map(|i| {
+            helper(&u, &["-o", &format!("lowerdir=l0,upperdir=u{i},workdir=w{i}"), &format!("m{i}")])
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for (i, mut caller) in callers.into_iter().enumerate() {
+        assert!(caller.wait().unwrap().success());
+        // At once, as soon as the call is done.
+        assert_eq!(get(at(i, "m").join("f")), "x");
+    }
+    for i in 0..MOUNTS {
+        put(at(i, "m").join("f"), i.to_string());
+    }
+    for i in 0..MOUNTS {
+        assert_eq!(get(at(i, "u").join("f")), i.to_string());
+        rustix::mount::unmount(at(i, "m"), UnmountFlags::empty()).unwrap();
+    }
+    assert_eq!(get(u.lower(0, "f")), "x");
+}
+
+#[test]
+fn a_failure_leaves_nothing() {
+    need_unionfs!();
+    let u = layers();
+    put(u.dir().join("file"), "");
+    refused(
+        helper(&u, &["-o", "lowerdir=l0,upperdir=file,workdir=work", "mnt"]),
+        &["file", "not a directory"],
+    );
+    refused(helper(&u, &["-o", "lowerdir=l0,upperdir=upper,workdir=work/none", "mnt"]), &["work/none"]);
+    quiet(helper(&u, &["-o", LAYERS, "mnt"]));
+    refused(helper(&u, &["-o", LAYERS, "mnt"]), &["mnt", "busy"]);
+    assert_eq!(get(u.at("f")), "x");
+    unmount(&u);
+    assert!(!common::is_mounted(&u.mnt()));
+    assert_eq!(common::files::list(u.upper("")), [""; 0]);
+}
