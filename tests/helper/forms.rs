@@ -193,7 +193,7 @@ fn mount_and_fstab() {
         "mount --make-rprivate /
         sbin=$(readlink -f /sbin)
         mount -t overlay -o lowerdir=helpers:$sbin none $sbin
-        check() {{ test $(cat mnt/f) = 1; : >mnt/new; rm mnt/new; grep -q \" {at}/mnt .* $1 - fuse.unionfs\" /proc/self/mountinfo; }}
+        check() {{ test $(cat mnt/f) = 1; : >mnt/new; rm mnt/new; grep -q \" {at}/mnt $1 - fuse.unionfs\" /proc/self/mountinfo; }}
         for type in fuse.unionfs fuse3.unionfs unionfs; do
             mount -t $type unionfs {at}/mnt -o {layers}
             check 'rw,relatime'
@@ -202,7 +202,7 @@ fn mount_and_fstab() {
         mount -T fstab {at}/mnt
         check 'rw,nodev,relatime'
         mount -o remount,ro {at}/mnt
-        check() {{ grep -q \" {at}/mnt .* ro,nodev,relatime - fuse.unionfs\" /proc/self/mountinfo; }}
+        check() {{ grep -q \" {at}/mnt ro,nodev,relatime - fuse.unionfs\" /proc/self/mountinfo; }}
         check
         umount mnt
         ! mount -t fuse.unionfs unionfs {at}/mnt -o lowerdir={at}/none 2>&1"
