@@ -29,7 +29,7 @@ const WORK: &str = r#"
     as() { setpriv --reuid $1 --regid $2 --clear-groups sh -euc "$3"; }
     cd mnt
     show d d/*
-    chmod 777 .
+    chmod 777 . d
     as 100005 200006 'umask 022; : >made; mkdir dir; ln -s x link; mkfifo pipe; echo more >>d/some; ln made hard; mv d/some dir/moved'
     show made dir link pipe hard dir/moved
     chown 100007:200008 dir/moved made; chown -h 7 link; chgrp 200009 d/root
