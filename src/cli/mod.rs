@@ -2,6 +2,7 @@
 
 mod args;
 mod demo;
+mod generate;
 mod helper;
 pub mod layer_list;
 mod logging;
@@ -25,6 +26,7 @@ pub fn run() -> ExitCode {
         args::Command::Mount(args) => mount::run(args),
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),
+        args::Command::Generate(args) => generate::run(&args),
     })
 }
 

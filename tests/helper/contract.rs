@@ -191,3 +191,27 @@ fn a_failure_leaves_nothing() {
     assert!(!common::is_mounted(&u.mnt()));
     assert_eq!(common::files::list(u.upper("")), [""; 0]);
 }
+
+/// As a service of the type notify (sd_notify(3)).
+#[test]
+fn the_service_manager_is_told() {
+    need_unionfs!();
+    let u = layers();
+    let at = u.dir().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&at).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let told = || {
+        let mut buffer = [0; 64];
+        let n = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..n]).trim().to_owned()
+    };
+    let mut command = helper(&u, &["-f", "-o", LAYERS, "mnt"]);
+    let mut service = command.env("NOTIFY_SOCKET", &at).stderr(Stdio::null()).spawn().unwrap();
+    assert_eq!(told(), "READY=1");
+    assert_eq!(get(u.at("f")), "x");
+    let pid = rustix::process::Pid::from_child(&service);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(told(), "STOPPING=1");
+    assert!(service.wait().unwrap().success());
+    assert!(!common::is_mounted(&u.mnt()));
+}
