@@ -6,4 +6,5 @@ pub mod mountinfo;
 pub mod names;
 pub mod nlink;
 pub mod origin;
+pub mod override_stat;
 pub mod redirect;

@@ -56,10 +56,11 @@ impl UnionFs {
                 self.child(&parent, name)?
             }
         };
+        let attr = self.attr(&node, &st)?;
         if node.ino != ROOT {
             self.table.count(&node);
         }
-        Ok(self.attr(&node, &st))
+        Ok(attr)
     }
 
     /// The node with this number that the kernel has forgotten: found by the name that it had last, if that

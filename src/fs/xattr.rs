@@ -10,7 +10,7 @@ use rustix::fs::XattrFlags;
 use super::up::Need;
 use super::{Caller, UnionFs};
 use crate::error::{Errno, Result};
-use crate::format::names;
+use crate::format::{names, override_stat};
 use crate::sys::file;
 use crate::sys::xattr::{self, Target};
 
@@ -31,9 +31,10 @@ fn is_acl(name: &OsStr) -> bool {
 }
 
 impl UnionFs {
-    /// Refuses an ACL where there are none.
-    fn check_acl(&self, name: &OsStr) -> Result<()> {
-        if self.acl || !is_acl(name) { Ok(()) } else { Err(Errno::OPNOTSUPP) }
+    /// Refuses an ACL where there are none, and what layers keep owners in.
+    fn check(&self, name: &OsStr) -> Result<()> {
+        let kept = self.stack.has_owner_attributes() && override_stat::names().any(|own| own == name);
+        if kept || (is_acl(name) && !self.acl) { Err(Errno::OPNOTSUPP) } else { Ok(()) }
     }
 
     /// The value of an attribute.
@@ -42,7 +43,7 @@ impl UnionFs {
     /// ENODATA when there is none; those of getxattr(2).
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(ino)?;
-        self.check_acl(name)?;
+        self.check(name)?;
         let name = stored(name).map_err(|_| Errno::NODATA)?;
         let fd = node.pin(self.index())?;
         let mut value = xattr::get(Target::Fd(fd.as_fd()), &name)?;
@@ -63,7 +64,7 @@ impl UnionFs {
         let mut out = Vec::new();
         for name in xattr::list(Target::Fd(fd.as_fd()))? {
             if names::is_private(&name)
-                || self.check_acl(&name).is_err()
+                || self.check(&name).is_err()
                 || (caller.uid != 0 && name.as_bytes().starts_with(b"trusted."))
             {
                 continue;
@@ -88,7 +89,7 @@ impl UnionFs {
         flags: XattrFlags,
     ) -> Result<()> {
         let node = self.node(ino)?;
-        self.check_acl(name)?;
+        self.check(name)?;
         let name = stored(name)?;
         if !flags.is_empty() {
             // Not worth a copy-up when it will fail.
@@ -125,7 +126,7 @@ impl UnionFs {
     /// Those of removexattr(2) and of copy-up.
     pub fn removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
         let node = self.node(ino)?;
-        self.check_acl(name)?;
+        self.check(name)?;
         let name = stored(name).map_err(|_| Errno::NODATA)?;
         if !self.stack.in_place(node.layer()) {
             let fd = node.pin(self.index())?;

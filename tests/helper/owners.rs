@@ -155,3 +155,122 @@ fn fuse_overlayfs_sees_and_stores_the_same() {
         assert!(!exists(u.at("d")) && list(u.mnt()).is_empty());
     }
 }
+
+const CONTAINERS: &str = "user.containers.override_stat";
+const PRIVILEGED: &str = "security.fuseoverlayfs.override_stat";
+
+/// What programs see whose owners and permissions are kept in attributes.
+const KEPT: &str = r#"
+    show() { stat -c '%n %u:%g %a' "$@"; }
+    as() { setpriv --reuid $1 --regid $2 --clear-groups sh -euc "$3"; }
+    cd mnt
+    show . d d/root d/some d/single
+    chmod 777 . d
+    as 5 6 'umask 027; : >made; mkdir dir; echo more >>d/some; cat d/some >/dev/null; chmod 600 made; ! cat d/single >/dev/null'
+    show . made dir d/some
+    chown 7:8 d/some made; chmod 4755 made; show made d/some
+    as 7 8 'echo x >>made'; show made
+    chmod 2775 dir; chown 0:9 dir; : >dir/inherits; mkdir dir/sub; show dir dir/inherits dir/sub
+    mv d/root dir/moved; ln dir/moved dir/hard; show dir/moved dir/hard
+    ! as 100 100 'cat made' 2>/dev/null
+"#;
+
+fn kept_layers(attribute: &str) -> Union {
+    let u = Union::new(1);
+    for (name, value) in [("root", "0:0:644"), ("some", "5:6:640"), ("single", "1000:999:0600:file")] {
+        put(u.lower(0, format!("d/{name}")), name);
+        set_xattr(u.lower(0, format!("d/{name}")), attribute, value.as_bytes());
+    }
+    set_xattr(u.lower(0, "d"), attribute, b"3:4:755");
+    set_xattr(u.lower(0, ""), attribute, b"0:0:755");
+    u
+}
+
+#[test]
+fn owners_in_attributes() {
+    need_unionfs!();
+    for (option, attribute) in [("xattr_permissions=2", CONTAINERS), ("xattr_permissions=1", PRIVILEGED)] {
+        let u = kept_layers(attribute);
+        quiet(helper(&u, &["-o", &format!("{LAYERS},{option}"), "mnt"]));
+        assert_eq!(xattr(u.upper(""), attribute).as_deref(), Some(&b"0:0:555"[..]));
+        let seen = script(u.dir(), &[], KEPT);
+        let wanted = ". 0:0 555\nd 3:4 755\nd/root 0:0 644\nd/some 5:6 640\nd/single 1000:999 600\n\
+            . 0:0 777\nmade 5:6 600\ndir 5:6 750\nd/some 5:6 640\n\
+            made 7:8 4755\nd/some 7:8 640\nmade 7:8 755\n\
+            dir 0:9 2775\ndir/inherits 0:9 644\ndir/sub 0:9 2755\n\
+            dir/moved 0:0 644\ndir/hard 0:0 644\n";
+        assert_eq!(seen, wanted, "{option}");
+        // The attribute is the layer's own.
+        assert_eq!(common::files::xattr_names(u.at("made")), [""; 0]);
+        let set = rustix::fs::setxattr(u.at("made"), attribute, b"0:0:4777", rustix::fs::XattrFlags::empty());
+        assert_eq!(set, Err(rustix::io::Errno::OPNOTSUPP));
+        unmount(&u);
+        let kept = |path: &str| String::from_utf8(xattr(u.upper(path), attribute).unwrap()).unwrap();
+        assert_eq!(
+            (kept("made"), kept("dir"), kept("d/some")),
+            ("7:8:755".into(), "0:9:2775".into(), "7:8:640".into())
+        );
+        // The inodes are root's, and set no ID.
+        let owners = script(u.dir(), &[], "find upper -printf '%U:%G\\n' | sort -u; find upper -perm /7000");
+        assert_eq!(owners, "0:0\n");
+        quiet(helper(&u, &["-o", &format!("{LAYERS},{option}"), "mnt"]));
+        assert_eq!(
+            script(u.dir(), &[], "stat -c '%u:%g %a' mnt mnt/made mnt/dir"),
+            "0:0 777\n7:8 755\n0:9 2775\n"
+        );
+        unmount(&u);
+    }
+}
+
+/// A layer whose owner is anybody must not make files of root.
+#[test]
+fn attributes_of_users_count_when_asked_for() {
+    need_unionfs!();
+    let u = kept_layers(CONTAINERS);
+    set_xattr(u.lower(0, "d/some"), CONTAINERS, b"0:0:4755");
+    script(u.dir(), &[], "chown 5:6 l0/d/some");
+    quiet(helper(&u, &["-o", LAYERS, "mnt"]));
+    assert_eq!(script(u.dir(), &[], "stat -c '%u:%g %a' mnt/d/some"), "5:6 644\n");
+    unmount(&u);
+}
+
+#[test]
+fn fuse_overlayfs_keeps_them_in_the_same_form() {
+    need_mount!();
+    let Some(peer) = have("fuse-overlayfs") else { return common::skip("no fuse-overlayfs") };
+    // Each goes on with what the other has left.
+    let u = kept_layers(CONTAINERS);
+    let options = format!("{LAYERS},xattr_permissions=2");
+    let theirs = || {
+        let out = std::process::Command::new(&peer)
+            .args(["-o", &options, "mnt"])
+            .current_dir(u.dir())
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", common::text(&out));
+    };
+    let ours = || quiet(helper(&u, &["-o", &options, "mnt"]));
+    let show = || script(u.dir(), &[], "cd mnt; find . ! -type l | sort | xargs stat -c '%n %u:%g %a'");
+    let change = |n: u32| {
+        script(
+            u.dir(),
+            &[],
+            &format!(
+                "cd mnt; : >new{n}; chown {n}:{n} new{n}; chmod 64{n} new{n}; mkdir dir{n}; chown 1:2 dir{n}; chmod 1777 dir{n}; chmod 60{n} d/some"
+            ),
+        );
+    };
+    ours();
+    change(1);
+    let seen = show();
+    unmount(&u);
+    theirs();
+    assert_eq!(show(), seen);
+    change(2);
+    let seen = show();
+    unmount(&u);
+    ours();
+    assert_eq!(show(), seen);
+    assert!(seen.contains("./new2 2:2 642\n") && seen.contains("./dir2 1:2 1777\n"), "{seen}");
+    unmount(&u);
+}
