@@ -23,7 +23,6 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 
-use crate::config::ids::Ids;
 use crate::config::{Atime, Options, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::layer::dir::Dir;
@@ -104,8 +103,6 @@ pub struct UnionFs {
     /// Files are opened so that each write is on the device before it returns.
     sync: bool,
     noatime: bool,
-    /// How owners are translated between the layers and the mount.
-    ids: Ids,
     /// There are POSIX ACLs.
     acl: bool,
     /// Every directory has one link.
@@ -144,7 +141,6 @@ impl UnionFs {
             keep_links: options.index,
             sync: options.sync && !options.volatile,
             noatime: options.atime == Atime::No,
-            ids: options.ids.clone(),
             acl: options.acl,
             static_nlink: options.static_nlink,
         })
