@@ -11,6 +11,7 @@ mod file_io;
 mod flags;
 mod lookup;
 mod open;
+mod owner;
 mod remove;
 mod rename;
 mod up;
@@ -103,6 +104,10 @@ pub struct UnionFs {
     /// Files are opened so that each write is on the device before it returns.
     sync: bool,
     noatime: bool,
+    /// There are POSIX ACLs.
+    acl: bool,
+    /// Every directory has one link.
+    static_nlink: bool,
 }
 
 impl UnionFs {
@@ -137,6 +142,8 @@ impl UnionFs {
             keep_links: options.index,
             sync: options.sync && !options.volatile,
             noatime: options.atime == Atime::No,
+            acl: options.acl,
+            static_nlink: options.static_nlink,
         })
     }
 
