@@ -2,12 +2,15 @@
 
 mod args;
 mod demo;
+mod ids;
 pub mod layer_list;
 mod logging;
 mod made;
 mod mount;
 pub mod options;
+mod run;
 mod umount;
+mod volume;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -15,12 +18,13 @@ use std::process::ExitCode;
 use crate::error::MountError;
 
 /// Runs the command that the process was called with. A failure is told in one sentence on standard
-/// error and by exit status 1; clap tells of a wrong usage itself, with status 2.
+/// error and by exit status 1 (125 for `run`, which passes on the status of a command); clap tells of a wrong usage itself, with status 2.
 pub fn run() -> ExitCode {
     let result = match args::Args::read().command {
         args::Command::Mount(args) => mount::run(args),
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),
+        args::Command::Run(args) => return run::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

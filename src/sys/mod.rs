@@ -7,6 +7,7 @@ pub mod file;
 pub mod flags;
 pub mod handle;
 pub mod mount;
+pub mod namespace;
 pub mod place;
 pub mod process;
 pub mod xattr;
