@@ -2,6 +2,7 @@
 
 mod args;
 mod demo;
+mod helper;
 mod ids;
 pub mod layer_list;
 mod logging;
@@ -18,14 +19,21 @@ use std::process::ExitCode;
 use crate::error::MountError;
 
 /// Runs the command that the process was called with. A failure is told in one sentence on standard
-/// error and by exit status 1 (125 for `run`, which passes on the status of a command); clap tells of a wrong usage itself, with status 2.
+/// error and by exit status 1, or 125 for `run`, which passes on the status of a command; clap tells of a wrong
+/// usage itself, with status 2.
 pub fn run() -> ExitCode {
-    let result = match args::Args::read().command {
+    if helper::is_meant() {
+        return end(helper::run());
+    }
+    end(match args::Args::read().command {
         args::Command::Mount(args) => mount::run(args),
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),
         args::Command::Run(args) => return run::run(args),
-    };
+    })
+}
+
+fn end(result: Result<(), MountError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::args::RunArgs;
 use super::ids;
-use super::mount;
+use super::mount::{self, Start};
 use super::volume::{self, Volume};
 use crate::config::MountConfig;
 use crate::error::{Errno, MountError};
@@ -112,7 +112,7 @@ impl Mounted {
             Ok(Fork::Child(reporter)) => {
                 // A mount that nobody can reach any more must not stay.
                 let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
-                mount::daemon(config, create, reporter)
+                mount::daemon(Start { config, create, foreground: false, ignored: Vec::new() }, reporter)
             }
             Err(e) => Err(MountError::System(format!("cannot start a daemon: {e}"))),
         }

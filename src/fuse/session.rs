@@ -95,6 +95,11 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     let session = connect(adapter, &at, &options)?;
     // The adapter is new: nobody else has set it.
     let _ = notifier.set(session.notifier());
+    if options.private
+        && let Err(e) = sys::mount::make_private(&at)
+    {
+        tracing::debug!("the mount stays as shared as the one it lies on: {e}");
+    }
     let entry = mounts::top_at(&at).ok().flatten().filter(mountinfo::is_unionfs);
     if let Some(entry) = &entry {
         mounts::read_ahead(entry);
@@ -112,7 +117,8 @@ fn connect(adapter: Adapter, at: &Path, options: &Options) -> Result<Session<Ada
     let root = rustix::process::geteuid().is_root();
     let allow_other = options.allow_other.unwrap_or(root);
     let source = options.fsname.as_deref().unwrap_or(DEFAULT_SOURCE);
-    let request = FuseMount { source, allow_other, flags: mount_flags(options) };
+    let context = options.context.as_deref().filter(|_| labels_count());
+    let request = FuseMount { source, allow_other, context, flags: mount_flags(options) };
     let mut config = fuser::Config::default();
     config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
     let threads = options.threads.unwrap_or_else(default_threads).max(1);
@@ -136,6 +142,11 @@ fn connect(adapter: Adapter, at: &Path, options: &Options) -> Result<Session<Ada
         }
         Err(e) => Err(complain(at, format!("cannot be mounted upon: {e}"))),
     }
+}
+
+/// Whether labels mean anything: the kernel refuses them without SELinux.
+fn labels_count() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 fn mount_flags(options: &Options) -> MountFlags {
@@ -273,6 +284,14 @@ impl Stopper {
         }
         unmount(&entry.mount_point, true)
     }
+}
+
+/// Gives the mount at `at` the flags of these options.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn remount(at: &Path, options: &Options) -> io::Result<()> {
+    Ok(sys::mount::remount(at, mount_flags(options))?)
 }
 
 /// Unmounts what lies at `at`: by umount2(2), or by fusermount3(1) without the right to. `lazy`: even when

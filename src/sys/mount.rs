@@ -75,6 +75,8 @@ pub struct FuseMount<'a> {
     pub source: &'a str,
     /// Let other users in.
     pub allow_other: bool,
+    /// The label of all files for SELinux, without quotes.
+    pub context: Option<&'a str>,
     /// Generic flags of mount(2).
     pub flags: MountFlags,
 }
@@ -95,9 +97,28 @@ pub fn mount_fuse(at: &Path, options: &FuseMount<'_>) -> Result<OwnedFd> {
     if options.allow_other {
         data.push_str(",allow_other");
     }
+    if let Some(label) = options.context {
+        data.push_str(&format!(",context=\"{label}\""));
+    }
     let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(options.source, at, "fuse.unionfs", options.flags, data.as_c_str())?;
     Ok(dev)
+}
+
+/// Gives the mount at `at` other flags.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn remount(at: &Path, flags: MountFlags) -> Result<()> {
+    rustix::mount::mount_remount(at, flags, c"")
+}
+
+/// Ends the propagation between the mount at `at` and its peers.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn make_private(at: &Path) -> Result<()> {
+    rustix::mount::mount_change(at, rustix::mount::MountPropagationFlags::PRIVATE)
 }
 
 /// Unmounts; `lazy` detaches at once even when busy.
