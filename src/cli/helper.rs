@@ -84,6 +84,11 @@ struct HelperArgs {
     kind: Vec<OsString>,
 }
 
+/// The helper's command line.
+pub fn command() -> clap::Command {
+    HelperArgs::command()
+}
+
 /// How the process was called.
 enum Called {
     /// By the name of a helper of mount(8).

@@ -2,6 +2,7 @@
 
 mod args;
 mod demo;
+mod generate;
 mod helper;
 mod ids;
 pub mod layer_list;
@@ -30,6 +31,7 @@ pub fn run() -> ExitCode {
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),
         args::Command::Run(args) => return run::run(args),
+        args::Command::Generate(args) => generate::run(&args),
     })
 }
 

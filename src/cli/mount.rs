@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
@@ -61,6 +62,7 @@ pub fn start(start: Start) -> Result<(), MountError> {
         logging::to_stderr()?;
         rustix::process::umask(rustix::fs::Mode::empty());
         let served = prepare(start)?;
+        tell_manager(NotifyState::Ready);
         return serve(served, Box::new(io::stderr()))
             .map_err(|e| MountError::System(format!("the mount has failed: {e}")));
     }
@@ -69,6 +71,13 @@ pub fn start(start: Start) -> Result<(), MountError> {
         Ok(Fork::Parent(verdict)) => verdict.wait().map_err(MountError::System),
         Ok(Fork::Child(reporter)) => daemon(start, reporter),
         Err(e) => Err(MountError::System(format!("cannot start a daemon: {e}"))),
+    }
+}
+
+/// Tells systemd, if that started this process as a service of the type notify (sd_notify(3)).
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        tracing::warn!("cannot notify the service manager: {e}");
     }
 }
 
@@ -142,6 +151,7 @@ fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
 /// Ends mount and process. Files that are still open in the mount are lost to their users, whom the
 /// signal's sender has decided about.
 fn stop(stopper: &Stopper) -> ! {
+    tell_manager(NotifyState::Stopping);
     match stopper.unmount() {
         Ok(()) => std::process::exit(0),
         Err(e) => {

@@ -86,6 +86,8 @@ pub fn parse(lists: &[OsString]) -> Result<Parsed, MountError> {
             parsed.apply(option)?;
         }
     }
+    // An ACL has a part of the mode in the inode.
+    parsed.options.acl &= parsed.options.permissions == Permissions::Inode;
     parsed.options.ids = std::mem::take(&mut parsed.owners).ids();
     Ok(parsed)
 }

@@ -5,24 +5,36 @@ use std::os::fd::AsFd;
 use rustix::fs::{FileType, XattrFlags};
 
 use crate::error::{Errno, Result};
-use crate::format::names;
+use crate::format::{names, override_stat};
+use crate::layer::dir::LayerId;
+use crate::layer::owner;
+use crate::layer::stack::Stack;
 use crate::sys::file::{self, SetTime, Stat};
 use crate::sys::xattr::{self, Target};
 
-/// Gives the object behind `to` all metadata of the one behind `from`, whose attributes are `st`.
-/// Descriptors may be O_PATH.
+/// Gives the object behind `to`, of layer `layer`, all metadata of the one behind `from`, whose attributes are
+/// `st`. Descriptors may be O_PATH.
 ///
 /// The order matters: chown(2) clears set-ID bits and capabilities, so it comes before them; an ACL
 /// changes the mode's group bits, so the mode comes after it; times come last.
 ///
 /// # Errors
 /// Of what cannot be kept: the copy must not be published then.
-pub fn copy(from: impl AsFd, to: impl AsFd, st: &Stat) -> Result<()> {
+pub fn copy(stack: &Stack, layer: LayerId, from: impl AsFd, to: impl AsFd, st: &Stat) -> Result<()> {
+    let ours = stack.has_owner_attributes();
+    if let Some(attribute) = stack.owner_attribute(layer) {
+        xattrs(&from, &to, ours)?;
+        owner::keep(Target::fd(&to), attribute, st)?;
+        if st.kind() != FileType::Symlink {
+            file::chmod_fd(&to, override_stat::inode_mode(st.mode))?;
+        }
+        return times(to, st);
+    }
     let now = file::stat_fd(&to)?;
     if (now.uid, now.gid) != (st.uid, st.gid) {
         file::chown_fd(&to, Some(st.uid), Some(st.gid))?;
     }
-    xattrs(&from, &to)?;
+    xattrs(&from, &to, ours)?;
     if st.kind() != FileType::Symlink {
         file::chmod_fd(&to, st.mode)?;
     }
@@ -30,10 +42,11 @@ pub fn copy(from: impl AsFd, to: impl AsFd, st: &Stat) -> Result<()> {
 }
 
 /// Copies every attribute but the private ones, which say something of the place of an object.
-fn xattrs(from: impl AsFd, to: impl AsFd) -> Result<()> {
+/// `owners`: nor those that layers keep owners in.
+fn xattrs(from: impl AsFd, to: impl AsFd, owners: bool) -> Result<()> {
     let (from, to) = (Target::Fd(from.as_fd()), Target::Fd(to.as_fd()));
     for name in xattr::list(from)? {
-        if names::is_private(&name) {
+        if names::is_private(&name) || (owners && override_stat::names().any(|own| own == name)) {
             continue;
         }
         match xattr::get(from, &name) {

@@ -11,6 +11,7 @@ mod file_io;
 mod flags;
 mod lookup;
 mod open;
+mod owner;
 mod remove;
 mod rename;
 mod up;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 
+use crate::config::ids::Ids;
 use crate::config::{Atime, Options, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::layer::dir::Dir;
@@ -102,6 +104,12 @@ pub struct UnionFs {
     /// Files are opened so that each write is on the device before it returns.
     sync: bool,
     noatime: bool,
+    /// How owners are translated between the layers and the mount.
+    ids: Ids,
+    /// There are POSIX ACLs.
+    acl: bool,
+    /// Every directory has one link.
+    static_nlink: bool,
 }
 
 impl UnionFs {
@@ -136,6 +144,9 @@ impl UnionFs {
             keep_links: options.index,
             sync: options.sync && !options.volatile,
             noatime: options.atime == Atime::No,
+            ids: options.ids.clone(),
+            acl: options.acl,
+            static_nlink: options.static_nlink,
         })
     }
 

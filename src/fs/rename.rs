@@ -362,7 +362,7 @@ impl UnionFs {
     ) -> Result<()> {
         let home = to.dir().layer();
         let fd = node.pin(self.index())?;
-        let st = file::stat_fd(&*fd)?;
+        let st = self.stack.stat(node.layer(), &*fd)?;
         // The kernel may not have told us yet that a file is closed.
         for _ in 0..RELEASE_TRIES {
             if !node.io().is_passed() {

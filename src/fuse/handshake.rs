@@ -30,11 +30,12 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_SPLICE_MOVE);
 
 /// Asks for what the mount wants and the kernel offers. Tells whether I/O may pass us by.
-pub fn agree(config: &mut KernelConfig, passthrough: bool) -> bool {
+pub fn agree(config: &mut KernelConfig, passthrough: bool, acl: bool) -> bool {
     let offered = config.capabilities();
     // Only what is offered is asked for, so this cannot fail. Readahead stays as large as offered, and
     // times at 1 ns: fuser's defaults.
-    let _ = config.add_capabilities(CAPABILITIES & offered);
+    let wanted = if acl { CAPABILITIES } else { CAPABILITIES.difference(InitFlags::FUSE_POSIX_ACL) };
+    let _ = config.add_capabilities(wanted & offered);
     let _ = config.set_max_write(MAX_WRITE);
     let _ = config.set_max_background(MAX_BACKGROUND);
     // Depth 1: our backing files lie on plain filesystems, and an overlayfs may be stacked on us. A

@@ -5,15 +5,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::config::{Options, RedirectDir};
+use crate::config::{Options, Permissions, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Namespace};
+use crate::format::override_stat;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
-use crate::layer::marks;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
+use crate::layer::{marks, owner};
+use crate::sys::file::{self, Stat};
+use crate::sys::xattr::Target;
 use crate::sys::{cred, mount};
 
 /// The upper's place in a writable stack.
@@ -52,6 +55,8 @@ struct Layer {
     root: Arc<Dir>,
     /// All names are names: none is a whiteout by its spelling.
     plain_names: AtomicBool,
+    /// The attribute that owners and permissions are kept in.
+    owner: Option<&'static OsStr>,
 }
 
 /// The layers of a mount.
@@ -83,13 +88,28 @@ impl Stack {
         let cache = Arc::new(FdCache::new(fd_budget()));
         let identity = Identity::default();
         let mut layers: Vec<Layer> = Vec::new();
+        let writable = fds.upper.is_some();
         let mut push = |role, fd: OwnedFd| -> Result<()> {
             let id = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
             let root = Dir::root(id, fd, &cache)?;
             identity.add(root.id().0, root.fd()?.as_fd());
             // Unpacked image layers and those of AUFS; what we wrote ourselves says that it is not one.
             let plain_names = AtomicBool::new(marks::has_plain_names(root.fd()?)?);
-            layers.push(Layer { role, root, plain_names });
+            // A writable layer gets the attribute by the options; what has one already goes on with it.
+            let chosen = if role == Role::Lower { None } else { override_stat::chosen(options.permissions) };
+            // Any owner of a layer can set `user.` ones: to a mount of the system's root they count only when it
+            // says so, lest they make a file a set-user-ID program of root.
+            let trusted = options.permissions == Permissions::Containers || !cred::is_host_admin();
+            let found =
+                owner::attribute(root.fd()?)?.filter(|name| trusted || !override_stat::is_of_user(name));
+            let owner = match (found, chosen) {
+                (None, Some(chosen)) if writable => {
+                    owner::mark_root(root.fd()?, chosen)?;
+                    Some(chosen)
+                }
+                (found, _) => found,
+            };
+            layers.push(Layer { role, root, plain_names, owner });
             Ok(())
         };
         let mut work = None;
@@ -125,7 +145,7 @@ impl Stack {
             }
             // Only an administrator sees trusted ones.
             (None, None) => {
-                if cred::is_admin() {
+                if cred::is_host_admin() {
                     Namespace::Trusted
                 } else {
                     Namespace::User
@@ -194,6 +214,28 @@ impl Stack {
         if let Some(layer) = self.layers.get(usize::from(layer)) {
             layer.plain_names.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// The attribute that a layer keeps owners and permissions in, if it does not keep them in the inodes.
+    pub fn owner_attribute(&self, layer: LayerId) -> Option<&'static OsStr> {
+        self.layers.get(usize::from(layer))?.owner
+    }
+
+    /// Whether any layer has such an attribute.
+    pub fn has_owner_attributes(&self) -> bool {
+        self.layers.iter().any(|l| l.owner.is_some())
+    }
+
+    /// Attributes of the object of a layer behind `fd`, with the owner and permissions that the layer keeps.
+    ///
+    /// # Errors
+    /// Those of fstat(2); EINVAL for malformed ones.
+    pub fn stat(&self, layer: LayerId, fd: impl AsFd) -> Result<Stat> {
+        let mut st = file::stat_fd(&fd)?;
+        if let Some(name) = self.owner_attribute(layer) {
+            owner::apply(Target::fd(&fd), name, &mut st)?;
+        }
+        Ok(st)
     }
 
     /// The roots of the layers, topmost first.

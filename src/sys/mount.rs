@@ -50,22 +50,40 @@ pub(super) fn set_attributes(tree: impl AsFd, flags: libc::c_int, attr: &MountAt
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN, ENOSYS on kernels before 5.12: use `dir` itself then.
 pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
+    let tree = match clone(&dir, ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME, ATTR_ATIME) {
+        // In a user namespace the access time settings of outer mounts are locked (mount_namespaces(7)).
+        Err(Errno::PERM) => clone(&dir, ATTR_RDONLY | ATTR_NODEV, 0)?,
+        other => other?,
+    };
+    // The descriptor of a clone is O_PATH: open its root for listing and xattrs.
+    super::file::open_dir(&tree, std::ffi::OsStr::new("."))
+}
+
+/// A detached clone of the mount beneath `dir` with the same settings, rooted at `dir`. Directories below
+/// that are opened by way of it keep it, and not the original, which stays free to be unmounted.
+///
+/// # Errors
+/// As for [`clone_read_only`].
+pub fn clone_as_is(dir: impl AsFd) -> Result<OwnedFd> {
+    clone(dir, 0, 0)
+}
+
+fn clone(dir: impl AsFd, attr_set: u64, attr_clr: u64) -> Result<OwnedFd> {
     let tree = rustix::mount::open_tree(
         dir.as_fd(),
         "",
         OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )?;
     let attr = MountAttr {
-        attr_set: ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME,
-        attr_clr: ATTR_ATIME,
+        attr_set,
+        attr_clr,
         // A clone of a shared mount is its peer: what is mounted later below the original, our own
         // mount above all, would appear in the clone too (mount_namespaces(7)).
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
     set_attributes(&tree, libc::AT_EMPTY_PATH, &attr)?;
-    // The descriptor of a clone is O_PATH: open its root for listing and xattrs.
-    super::file::open_dir(&tree, std::ffi::OsStr::new("."))
+    Ok(tree)
 }
 
 /// Options of a FUSE mount that the kernel takes.

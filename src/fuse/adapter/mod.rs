@@ -24,6 +24,8 @@ pub struct Adapter {
     notifier: Arc<OnceLock<Notifier>>,
     /// Passthrough is wanted; after the handshake: and the kernel agreed.
     passthrough: bool,
+    /// There are POSIX ACLs.
+    acl: bool,
     ttl: Ttl,
 }
 
@@ -34,7 +36,8 @@ impl Adapter {
             fs,
             stats: Arc::default(),
             notifier: Arc::default(),
-            passthrough: options.passthrough && cred::is_admin(),
+            passthrough: options.passthrough && cred::is_host_admin(),
+            acl: options.acl,
             ttl: Ttl::new(options.timeout),
         }
     }

@@ -26,7 +26,7 @@ thread_local! {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.passthrough = handshake::agree(config, self.passthrough);
+        self.passthrough = handshake::agree(config, self.passthrough, self.acl);
         Ok(())
     }
 
