@@ -8,6 +8,7 @@ pub mod flags;
 pub mod fuse;
 pub mod handle;
 pub mod mount;
+pub mod namespace;
 pub mod place;
 pub mod process;
 pub mod ring;
