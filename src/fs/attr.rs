@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{FileType, OFlags, StatVfs};
 
@@ -38,7 +39,7 @@ impl UnionFs {
         if let Some(size) = set.size {
             self.truncate(caller, &node, size, fh)?;
         }
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         if set.uid.is_some() || set.gid.is_some() {
             // By the group that the file has still; what chown(2) clears for anybody, it clears itself.
             file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
@@ -47,6 +48,7 @@ impl UnionFs {
         if let Some(mode) = set.mode {
             // Whether a file may be passed through is decided by its mode when it is opened.
             let _io = node.io();
+            self.chmods.fetch_add(1, Ordering::Release);
             file::chmod_fd(&*fd, mode)?;
         }
         if (set.atime, set.mtime) != (SetTime::Keep, SetTime::Keep) {

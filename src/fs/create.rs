@@ -16,6 +16,11 @@ use crate::merge::lookup::{DirFound, Found, Other};
 use crate::node::{Link, Node};
 use crate::sys::file::{self, Stat};
 
+/// The attributes of an object that was made without being opened.
+fn by_name((): &(), dir: &Writable, name: &OsStr) -> Result<Stat> {
+    file::stat_at(dir.fd()?, name)
+}
+
 impl UnionFs {
     /// Makes a node of any type but a directory or symlink. `mode` with the type bits; the caller's
     /// umask applies unless the parent has a default ACL. Counts one lookup.
@@ -27,7 +32,7 @@ impl UnionFs {
         let rdev = if would_hide { names::ESCAPED_DEVICE } else { rdev };
         let parent = self.node(parent)?;
         let (node, st, ()) =
-            self.make(&parent, name, false, |dir, name| dir.mknod(name, mode, rdev, caller))?;
+            self.make(&parent, name, false, |dir, name| dir.mknod(name, mode, rdev, caller), by_name)?;
         self.told(&node, &st)
     }
 
@@ -37,7 +42,8 @@ impl UnionFs {
     /// Those of mkdir(2).
     pub fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32) -> Result<Attr> {
         let parent = self.node(parent)?;
-        let (node, st, ()) = self.make(&parent, name, true, |dir, name| dir.mkdir(name, mode, caller))?;
+        let (node, st, ()) =
+            self.make(&parent, name, true, |dir, name| dir.mkdir(name, mode, caller), by_name)?;
         self.told(&node, &st)
     }
 
@@ -48,7 +54,7 @@ impl UnionFs {
     pub fn symlink(&self, caller: &Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Attr> {
         let parent = self.node(parent)?;
         let (node, st, ()) =
-            self.make(&parent, name, false, |dir, name| dir.symlink(name, target, caller))?;
+            self.make(&parent, name, false, |dir, name| dir.symlink(name, target, caller), by_name)?;
         self.told(&node, &st)
     }
 
@@ -64,8 +70,8 @@ impl UnionFs {
         }
         self.up(&node, Need::Data(None))?;
         loop {
-            let names = parent.names.write();
-            let slot = match self.free_slot(&parent, name)? {
+            let names = self.change_names(&parent);
+            let slot = match self.free_slot(&parent, name, None)? {
                 Some(slot) => slot,
                 None => {
                     drop(names);
@@ -78,7 +84,7 @@ impl UnionFs {
             }
             let dir = self.writable(&parent, slot.layer)?;
             let _count = node.counting.lock();
-            let fd = node.pin(self.index())?;
+            let fd = node.refer(self.index())?;
             if node.in_union(file::stat_fd(&*fd)?).nlink == 0 {
                 return Err(Errno::NOENT);
             }
@@ -121,35 +127,45 @@ impl UnionFs {
     }
 
     /// Where the new name goes; `None` when the parent must be copied up for it first. The parent's names
-    /// must be locked.
+    /// must be locked. `known`: the name is known to be missing, because of a whiteout in a layer if there is one.
     ///
     /// # Errors
     /// EEXIST when the name is there.
-    fn free_slot(&self, parent: &Node, name: &OsStr) -> Result<Option<Slot>> {
+    fn free_slot(
+        &self,
+        parent: &Node,
+        name: &OsStr,
+        known: Option<Option<LayerId>>,
+    ) -> Result<Option<Slot>> {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
         }
-        match self.resolve(parent, name)? {
-            Found::Nothing { whiteout } => {
-                let slot = slot(&self.stack, whiteout);
-                self.note_name(slot.layer, name)?;
-                Ok(parent.part(slot.layer).map(|_| slot))
-            }
-            _ => Err(Errno::EXIST),
-        }
+        let whiteout = match known {
+            Some(whiteout) => whiteout,
+            None => match self.resolve(parent, name)? {
+                Found::Nothing { whiteout } => whiteout,
+                _ => return Err(Errno::EXIST),
+            },
+        };
+        let slot = slot(&self.stack, whiteout);
+        self.note_name(slot.layer, name)?;
+        Ok(parent.part(slot.layer).map(|_| slot))
     }
 
-    /// Makes a new object by `make`, and its node.
+    /// Makes a new object by `make`, and its node. `stat` gives the attributes of what was made, in the directory
+    /// and under the name that it has at last.
     pub(super) fn make<T>(
         &self,
         parent: &Arc<Node>,
         name: &OsStr,
         is_dir: bool,
         mut make: impl FnMut(&Writable, &OsStr) -> Result<T>,
+        stat: impl Fn(&T, &Writable, &OsStr) -> Result<Stat>,
     ) -> Result<(Arc<Node>, Stat, T)> {
         loop {
             let names = parent.names.write();
-            let Some(slot) = self.free_slot(parent, name)? else {
+            let known = self.missing.take(parent.ino, name);
+            let Some(slot) = self.free_slot(parent, name, known)? else {
                 drop(names);
                 self.dir_up(parent)?;
                 continue;
@@ -157,7 +173,7 @@ impl UnionFs {
             let dir = self.writable(parent, slot.layer)?;
             let top = self.writable(parent, parent.layer())?;
             let made = place(&self.stack, (&dir, &top), slot, name, is_dir, &mut make)?;
-            let stat = file::stat_at(dir.fd()?, name)?;
+            let stat = stat(&made, &dir, name)?;
             let found = if is_dir {
                 let parts = vec![Dir::below(dir.dir(), name, &stat)];
                 Found::Dir(DirFound { parts, stat, redirect: None })

@@ -10,9 +10,6 @@ use crate::error::{Errno, Result};
 use crate::merge::listing::{self, Entry};
 use crate::node::files::OpenDir;
 
-/// With so many lower parts, a listing keeps what they hold for lookups.
-const LISTINGS_READ_LOWERS: usize = 2;
-
 /// `.` and `..` come before the entries.
 const DOTS: usize = 2;
 
@@ -39,7 +36,7 @@ impl UnionFs {
             return Ok(listing.clone());
         }
         let _names = open.node.names.read();
-        let parts = self.parts(&open.node, LISTINGS_READ_LOWERS)?;
+        let parts = self.parts(&open.node, true)?;
         let listing = Arc::new(listing::list(&self.stack, &parts, !self.noatime)?);
         *kept = Some(listing.clone());
         Ok(listing)

@@ -133,7 +133,7 @@ impl UnionFs {
         let st = file::stat_fd(&fd)?;
         let origin = index::origin_of(&self.stack, &top, OsStr::new(""))?;
         let staged = copy_up::stage(&self.stack, UPPER, fd.as_fd(), &st, Content::Empty, origin.as_ref())?;
-        let _names = link.parent.names.write();
+        let _names = self.change_names(&link.parent);
         if !self.still(node, link) {
             return Ok(());
         }
@@ -196,7 +196,7 @@ impl UnionFs {
             };
             let content = if later { Content::Later } else { source.as_content() };
             let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, content, origin.as_ref())?;
-            let _names = link.parent.names.write();
+            let _names = self.change_names(&link.parent);
             if !self.still(node, &link) {
                 continue;
             }
@@ -332,7 +332,7 @@ impl UnionFs {
     /// the parent must be locked for writing and its upper part exist.
     pub(super) fn link_up(&self, node: &Arc<Node>, link: &Link) -> Result<()> {
         let to = self.writable(&link.parent, UPPER)?;
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         self.set_impure(&to)?;
         let _counting = node.counting.lock();
         let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };

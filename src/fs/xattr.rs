@@ -34,7 +34,7 @@ impl UnionFs {
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(ino)?;
         let name = stored(name).map_err(|_| Errno::NODATA)?;
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         xattr::get(Target::Fd(fd.as_fd()), &name)
     }
 
@@ -45,7 +45,7 @@ impl UnionFs {
     /// Those of listxattr(2).
     pub fn listxattr(&self, caller: &Caller, ino: u64) -> Result<Vec<u8>> {
         let node = self.node(ino)?;
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         let mut out = Vec::new();
         for name in xattr::list(Target::Fd(fd.as_fd()))? {
             if names::is_private(&name) || (caller.uid != 0 && name.as_bytes().starts_with(b"trusted.")) {
@@ -74,7 +74,7 @@ impl UnionFs {
         let name = stored(name)?;
         if !flags.is_empty() {
             // Not worth a copy-up when it will fail.
-            let fd = node.pin(self.index())?;
+            let fd = node.refer(self.index())?;
             match xattr::get(Target::Fd(fd.as_fd()), &name) {
                 Err(Errno::NODATA) if flags.contains(XattrFlags::REPLACE) => return Err(Errno::NODATA),
                 Ok(_) if flags.contains(XattrFlags::CREATE) => return Err(Errno::EXIST),
@@ -83,7 +83,7 @@ impl UnionFs {
         }
         self.up(&node, Need::Attributes)?;
         let _still = node.hold_still();
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
         if name == ACCESS_ACL {
             // acl_set in the kernel: the set-group-ID bit is for members of the group.
@@ -103,7 +103,7 @@ impl UnionFs {
         let node = self.node(ino)?;
         let name = stored(name).map_err(|_| Errno::NODATA)?;
         if !self.stack.in_place(node.layer()) {
-            let fd = node.pin(self.index())?;
+            let fd = node.refer(self.index())?;
             match xattr::get(Target::Fd(fd.as_fd()), &name) {
                 // vfs_remove_acl in the kernel: there may be none.
                 Err(Errno::NODATA) if name == ACCESS_ACL || name == DEFAULT_ACL => return Ok(()),
@@ -112,7 +112,7 @@ impl UnionFs {
         }
         self.up(&node, Need::Attributes)?;
         let _still = node.hold_still();
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         xattr::remove(Target::Fd(fd.as_fd()), &name)
     }
 }

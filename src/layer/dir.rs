@@ -72,6 +72,15 @@ impl Dir {
         })
     }
 
+    /// Bytes of memory that it takes.
+    pub fn memory(&self) -> usize {
+        let name = match &*self.place.read() {
+            Place::Below(_, name) => name.len(),
+            Place::Root(_) | Place::Gone => 0,
+        };
+        size_of::<Self>() + name
+    }
+
     /// The layer it belongs to.
     pub fn layer(&self) -> LayerId {
         self.layer

@@ -10,10 +10,13 @@
 //! 4. [`Node::io`] of a file. Held while a file is opened.
 //! 5. The state inside a node: held for moments, never across a system call.
 
+mod by_number;
 pub mod files;
 pub mod io;
+pub mod missing;
 pub mod object;
 pub mod table;
 
+pub use missing::Missing;
 pub use object::{Link, Node, State};
 pub use table::Table;

@@ -1,5 +1,5 @@
 //! The daemon's process: detaching from the caller, standard descriptors, limits.
-#![allow(unsafe_code)] // fork(2) and close_range(2) have no safe wrapper.
+#![allow(unsafe_code)] // fork(2), close_range(2) and malloc_trim(3) have no safe wrapper.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -130,6 +130,15 @@ pub fn release_stdio() -> Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)
+}
+
+/// Gives memory that was freed back to the system. Takes milliseconds after much was used.
+pub fn give_back_memory() {
+    // SAFETY: only touches what the allocator has to itself.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Lets the process open as many files as it may: each directory and open file of the mount needs
