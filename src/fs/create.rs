@@ -181,6 +181,8 @@ impl UnionFs {
                 Found::Other(Other { dir: dir.dir().clone(), name: name.into(), stat, data: None })
             };
             let (node, st) = self.admit(parent, name, found)?;
+            // A new object has no capability.
+            node.set_powerless(true);
             return Ok((node, st, made));
         }
     }

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{FileType, XattrFlags};
 
 use super::up::Need;
 use super::{Caller, UnionFs};
@@ -16,6 +16,7 @@ use crate::sys::xattr::{self, Target};
 
 const ACCESS_ACL: &str = "system.posix_acl_access";
 const DEFAULT_ACL: &str = "system.posix_acl_default";
+const CAPABILITY: &str = "security.capability";
 
 /// The name in the layer of an attribute of the mount.
 ///
@@ -33,9 +34,21 @@ impl UnionFs {
     /// ENODATA when there is none; those of getxattr(2).
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(ino)?;
-        let name = stored(name).map_err(|_| Errno::NODATA)?;
+        if name != CAPABILITY || node.kind != FileType::RegularFile {
+            let name = stored(name).map_err(|_| Errno::NODATA)?;
+            let fd = node.refer(self.index())?;
+            return xattr::get(Target::Fd(fd.as_fd()), &name);
+        }
+        if node.is_powerless() {
+            return Err(Errno::NODATA);
+        }
         let fd = node.refer(self.index())?;
-        xattr::get(Target::Fd(fd.as_fd()), &name)
+        let _io = node.io();
+        let found = xattr::get(Target::Fd(fd.as_fd()), name);
+        if matches!(found, Err(Errno::NODATA)) {
+            node.set_powerless(true);
+        }
+        found
     }
 
     /// The names of all attributes, each ended by a NUL. `trusted.` ones are for the privileged only
@@ -84,7 +97,13 @@ impl UnionFs {
         self.up(&node, Need::Attributes)?;
         let _still = node.hold_still();
         let fd = node.refer(self.index())?;
-        xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
+        {
+            let _io = (name == CAPABILITY).then(|| node.io());
+            xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
+            if name == CAPABILITY {
+                node.set_powerless(false);
+            }
+        }
         if name == ACCESS_ACL {
             // acl_set in the kernel: the set-group-ID bit is for members of the group.
             let st = file::stat_fd(&*fd)?;

@@ -13,6 +13,7 @@ use crate::format::names;
 use crate::layer::dir::Dir;
 use crate::layer::stack::{Role, Stack};
 use crate::merge::whiteout::visible;
+use crate::sys::ahead::Watch;
 use crate::sys::file;
 
 /// The most rows that are kept of one directory; larger ones are asked each time.
@@ -49,6 +50,8 @@ pub struct Lowers {
     /// By name, then by part, topmost first: of each name what a lookup needs, which is all directories
     /// down to the first other object, or that object alone.
     rows: Box<[Row]>,
+    /// Which parts hold names that hide others by their spelling.
+    hiding: Box<[bool]>,
 }
 
 impl Lowers {
@@ -59,9 +62,18 @@ impl Lowers {
     /// Those of reading the layers.
     pub fn read(stack: &Stack, dirs: &[Arc<Dir>], limit: usize) -> Result<Option<Self>> {
         let first = dirs.iter().position(|d| stack.role(d.layer()) == Role::Lower).unwrap_or(dirs.len());
-        let mut all = Self { parts: dirs.len() - first, names: Box::default(), rows: Box::default() };
+        let mut all = Self {
+            parts: dirs.len() - first,
+            names: Box::default(),
+            rows: Box::default(),
+            hiding: vec![false; dirs.len() - first].into(),
+        };
+        let mut watch = Watch::new(dirs.len() - first);
         let (mut arena, mut rows): (Vec<u8>, Vec<Row>) = (Vec::new(), Vec::new());
         for (part, dir) in dirs[first..].iter().enumerate() {
+            let rest = &dirs[first + part..];
+            watch.step(|| rest.iter().filter_map(|d| Some((d.fd().ok()?, OsStr::new(".")))).collect());
+            let hiding = &mut all.hiding[part];
             let part = u16::try_from(part).map_err(|_| Errno::TOOBIG)?;
             let wh_names = stack.has_wh_names(dir.layer());
             file::list(dir.fd()?, |name, ino, kind| {
@@ -69,6 +81,7 @@ impl Lowers {
                     return Err(Errno::TOOBIG);
                 }
                 let (name, kind) = if wh_names && names::is_wh(name) {
+                    *hiding = true;
                     match names::wh_target(name) {
                         Some(target) => (target, None),
                         None => return Ok(()),
@@ -127,6 +140,11 @@ impl Lowers {
     /// How many parts it covers.
     pub fn parts(&self) -> usize {
         self.parts
+    }
+
+    /// Whether a part holds names that hide others by their spelling.
+    pub fn hides_by_names(&self, part: usize) -> bool {
+        self.hiding.get(part).copied().unwrap_or(true)
     }
 
     /// The rows of a name, topmost first; none when no lower has it.

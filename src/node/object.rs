@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -127,6 +127,8 @@ pub struct Node {
     content: AtomicU16,
     /// It goes, and its names with it.
     parted: bool,
+    /// The file is known to have no `security.capability`.
+    powerless: AtomicBool,
     state: RwLock<State>,
     io: Mutex<Option<Box<Io>>>,
     registry: Weak<dyn Registry>,
@@ -179,6 +181,7 @@ impl Node {
             layer: AtomicU16::new(layer),
             content: AtomicU16::new(content),
             parted: false,
+            powerless: AtomicBool::new(false),
             state: RwLock::new(state),
             io: Mutex::new(None),
             registry,
@@ -239,6 +242,17 @@ impl Node {
         self.layer.store(layer, Ordering::Release);
         self.content.store(state.content_layer(layer), Ordering::Release);
         out
+    }
+
+    /// Whether the file is known to have no `security.capability`, which the kernel asks for before it changes one.
+    pub fn is_powerless(&self) -> bool {
+        self.powerless.load(Ordering::Acquire)
+    }
+
+    /// Records whether the file is known to have no `security.capability`. The state of I/O must be locked from the
+    /// moment when that is looked at or changed, or the file be new.
+    pub fn set_powerless(&self, powerless: bool) {
+        self.powerless.store(powerless, Ordering::Release);
     }
 
     /// The state of I/O on a file.
