@@ -35,8 +35,8 @@ IMPORTS = (
 @dataclass(frozen=True)
 class Sizes:
     tree: int = 20_000
-    subset: int = 4_000
-    sources: int = 300
+    subset: int = 2_000
+    sources: int = 200
     big: int = 1024 * MIB
 
 
