@@ -185,6 +185,7 @@ fn by_options(layers: NamedLayers, args: MountArgs) -> Result<(LayerPaths, PathB
 /// Checks everything, creates what is to be created, mounts.
 fn prepare(mut config: MountConfig, create: bool) -> Result<Served, MountError> {
     process::raise_open_files();
+    process::keep_no_large_blocks();
     refuse_busy(&config.mountpoint)?;
     // Before anything is created: it might be in a lower layer.
     claim::check(&config.layers, create)?;

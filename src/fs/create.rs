@@ -131,12 +131,7 @@ impl UnionFs {
     ///
     /// # Errors
     /// EEXIST when the name is there.
-    fn free_slot(
-        &self,
-        parent: &Node,
-        name: &OsStr,
-        known: Option<Option<LayerId>>,
-    ) -> Result<Option<Slot>> {
+    fn free_slot(&self, parent: &Node, name: &OsStr, known: Option<Option<LayerId>>) -> Result<Option<Slot>> {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
         }

@@ -82,8 +82,7 @@ impl UnionFs {
         let real = real_flags(flags, self.sync);
         let chmods = self.chmods.load(Ordering::Acquire);
         let create = |dir: &Writable, name: &OsStr| dir.create(name, real, mode & 0o7777, caller);
-        let (node, st, fd) =
-            self.make(&parent, name, false, create, |fd, _, _| file::stat_fd(fd))?;
+        let (node, st, fd) = self.make(&parent, name, false, create, |fd, _, _| file::stat_fd(fd))?;
         let layer = node.content_layer();
         let opened = self.opened(&node, (flags, real), (layer, fd), (st, chmods), make)?;
         Ok((self.told(&node, &st)?, opened))

@@ -270,9 +270,7 @@ fn lookup_bounded(
         };
         let st = match opened.as_ref().map_or_else(|| file::stat_at(dir.fd()?, &name), |(_, st)| Ok(*st)) {
             Ok(st) => st,
-            Err(Errno::NOENT)
-                if wh_names && hides && !hides_nothing && marks::has_wh(dir.fd()?, &name)? =>
-            {
+            Err(Errno::NOENT) if wh_names && hides && !hides_nothing && marks::has_wh(dir.fd()?, &name)? => {
                 if found.is_some() {
                     break;
                 }

@@ -214,7 +214,11 @@ impl Parts {
             return MAX_ROWS;
         }
         let asked = known.asked.fetch_add(1, Ordering::Relaxed) as usize + 1;
-        if asked.is_power_of_two() && asked * lowers >= AT_ONCE { asked * lowers * ROWS_PER_QUESTION } else { 0 }
+        if asked.is_power_of_two() && asked * lowers >= AT_ONCE {
+            asked * lowers * ROWS_PER_QUESTION
+        } else {
+            0
+        }
     }
 
     /// With what the lower ones hold; `None`: too much.

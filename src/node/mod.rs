@@ -13,6 +13,7 @@
 mod by_number;
 pub mod files;
 pub mod io;
+mod last_places;
 pub mod missing;
 pub mod object;
 pub mod table;

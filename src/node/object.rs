@@ -106,7 +106,7 @@ pub(super) trait Registry: std::fmt::Debug + Send + Sync {
     fn remove_dead(&self, ino: u64);
 
     /// Remembers a name of a node that goes; none: it has lost all of them.
-    fn remember(&self, ino: u64, place: Option<(u64, Arc<OsStr>)>);
+    fn remember(&self, ino: u64, place: Option<(u64, &OsStr)>);
 }
 
 /// An object.
@@ -519,7 +519,7 @@ impl Node {
         if !std::mem::replace(&mut self.parted, true)
             && let Some(registry) = self.registry.upgrade()
         {
-            registry.remember(self.ino, links.first().map(|l| (l.parent.ino, l.name.clone())));
+            registry.remember(self.ino, links.first().map(|l| (l.parent.ino, &*l.name)));
         }
         links
     }

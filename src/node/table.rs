@@ -1,17 +1,16 @@
 //! The node table: which objects the kernel knows, by inode number.
 
-use std::ffi::OsStr;
-use std::num::NonZeroUsize;
+use std::ffi::{OsStr, OsString};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
-use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fs::FileType;
 
 use crate::layer::dir::LayerId;
 use crate::node::by_number::ByNumber;
+use crate::node::last_places::LastPlaces;
 use crate::node::object::{Node, Registry, State};
 use crate::sys::process;
 
@@ -34,29 +33,19 @@ impl Slot {
 }
 
 /// The table. A node is in it while anyone uses it: the kernel, a child, an open file.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Table {
     slots: DashMap<u64, Slot, ByNumber>,
     /// Where nodes were that are in it no more, by number: for file handles.
-    gone: Mutex<LruCache<u64, (u64, Arc<OsStr>), ByNumber>>,
-    /// Nodes that went since memory was last given back.
-    dropped: AtomicUsize,
+    gone: Mutex<LastPlaces>,
+    /// Nodes that are live.
+    live: AtomicUsize,
+    /// The most that were since memory was last given back.
+    peak: AtomicUsize,
 }
 
-/// How many of the nodes that went are remembered, of some 100 bytes each.
-const REMEMBERED: usize = 1 << 16;
-/// When so many nodes have gone, their memory is given back to the system.
-const GIVE_BACK: usize = 1 << 16;
-
-impl Default for Table {
-    fn default() -> Self {
-        let remembered = NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN);
-        // Grows as needed: its bound is not worth its memory from the beginning.
-        let mut gone = LruCache::unbounded_with_hasher(ByNumber::default());
-        gone.resize(remembered);
-        Self { slots: DashMap::default(), gone: Mutex::new(gone), dropped: AtomicUsize::new(0) }
-    }
-}
+/// So many nodes must have been for their memory to be worth giving back to the system, which takes milliseconds.
+const MANY: usize = 1 << 14;
 
 impl Table {
     /// The node with this number.
@@ -81,6 +70,10 @@ impl Table {
         let registry: Weak<dyn Registry> = Arc::<Self>::downgrade(self);
         let node = Arc::new(Node::new(registry, ino, kind, layer, state()));
         *slot = Slot::Loose(Arc::downgrade(&node));
+        let live = self.live.fetch_add(1, Ordering::Relaxed) + 1;
+        if live > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(live, Ordering::Relaxed);
+        }
         (node, true)
     }
 
@@ -115,8 +108,8 @@ impl Table {
     }
 
     /// The directory and name that a node had when it went, if it is remembered.
-    pub fn last_place(&self, ino: u64) -> Option<(u64, Arc<OsStr>)> {
-        self.gone.lock().get(&ino).cloned()
+    pub fn last_place(&self, ino: u64) -> Option<(u64, OsString)> {
+        self.gone.lock().get(ino)
     }
 
     /// Number of nodes.
@@ -145,16 +138,16 @@ impl Table {
         bytes
     }
 
-    /// Gives memory back to the system once many nodes have gone.
-    fn give_back(&self) {
-        if self.dropped.fetch_add(1, Ordering::Relaxed) + 1 < GIVE_BACK {
+    /// Records that a node has gone. Each time half of many have, their memory is given back to the system.
+    fn went(&self) {
+        let live = self.live.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
+        let peak = self.peak.load(Ordering::Relaxed);
+        if peak < MANY || live > peak / 2 {
             return;
         }
         // Of several threads that come here, one does it.
-        if self.dropped.swap(0, Ordering::Relaxed) >= GIVE_BACK {
-            if self.slots.capacity() > 4 * self.slots.len() {
-                self.slots.shrink_to_fit();
-            }
+        if self.peak.compare_exchange(peak, live, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.slots.shrink_to_fit();
             process::give_back_memory();
         }
     }
@@ -164,17 +157,16 @@ impl Registry for Table {
     fn remove_dead(&self, ino: u64) {
         let is_dead = |slot: &Slot| matches!(slot, Slot::Loose(node) if node.strong_count() == 0);
         if self.slots.remove_if(&ino, |_, slot| is_dead(slot)).is_some() {
-            self.give_back();
+            self.went();
         }
     }
 
-    fn remember(&self, ino: u64, place: Option<(u64, Arc<OsStr>)>) {
+    fn remember(&self, ino: u64, place: Option<(u64, &OsStr)>) {
         let mut gone = self.gone.lock();
-        // Dropped when the lock is released.
-        let _old = match place {
-            Some(place) => gone.push(ino, place).map(|(_, place)| place),
-            None => gone.pop(&ino),
-        };
+        match place {
+            Some((parent, name)) => gone.remember(ino, parent, name),
+            None => gone.forget(ino),
+        }
     }
 }
 
@@ -184,8 +176,7 @@ mod tests {
     use crate::node::object::Link;
 
     fn admit(table: &Arc<Table>, ino: u64, parent: Option<&Arc<Node>>) -> Arc<Node> {
-        let links = parent
-            .map(|p| Link { parent: p.clone(), name: Arc::from(OsStr::new("n")), layer: 0 });
+        let links = parent.map(|p| Link { parent: p.clone(), name: Arc::from(OsStr::new("n")), layer: 0 });
         table.admit(ino, FileType::Directory, 0, || State::new(links, (0, ino))).0
     }
 

@@ -61,7 +61,10 @@ fn read(dirs: &[(Arc<OwnedFd>, &OsStr)]) {
     std::thread::scope(|scope| {
         for _ in 1..THREADS.min(dirs.len() / 2) {
             // Without a thread the others do its part.
-            let _ = std::thread::Builder::new().name("ahead".into()).stack_size(128 << 10).spawn_scoped(scope, work);
+            let _ = std::thread::Builder::new()
+                .name("ahead".into())
+                .stack_size(128 << 10)
+                .spawn_scoped(scope, work);
         }
         work();
     });

@@ -66,11 +66,8 @@ fn get_at(dir: BorrowedFd<'_>, entry: &CStr, name: &CStr, buf: &mut [u8]) -> Res
     }
     // The same on all architectures that Rust knows for Linux (arch/*/tools/syscall.tbl).
     const SYS_GETXATTRAT: libc::c_long = 464;
-    let args = Args {
-        value: buf.as_mut_ptr() as u64,
-        size: u32::try_from(buf.len()).unwrap_or(u32::MAX),
-        flags: 0,
-    };
+    let args =
+        Args { value: buf.as_mut_ptr() as u64, size: u32::try_from(buf.len()).unwrap_or(u32::MAX), flags: 0 };
     // SAFETY: two strings that end in NUL, and a structure of the size that is given; the kernel writes to
     // `value` no more than `size` bytes, which `buf` has.
     let got = unsafe {

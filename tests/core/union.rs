@@ -1,4 +1,4 @@
-//! A union with oper        self.link_ino(self.ino(old)?, new)tions by path, which remembers the lookups that it was told to count.
+//! A union with operations by path, which remembers the lookups that it was told to count.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};

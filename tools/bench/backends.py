@@ -30,7 +30,7 @@ class Backend:
     """A way to show a stack as one tree."""
 
     name = ""
-    # An older peer, many times slower: runs the workloads of the chart only.
+    # An older peer, many times slower: runs the workloads of the chart only, those of few layers, every other round.
     chart_only = False
 
     def version(self):

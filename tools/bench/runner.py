@@ -93,7 +93,7 @@ class Runner:
                 done = f"{100 * (turn * len(scenarios) + i) // (rounds * len(scenarios)):3} %, round {turn + 1}"
                 # What one leaves behind, in memory or for the disk to do, should not always meet the same next one.
                 for backend in self.backends if turn % 2 == 0 else reversed(self.backends):
-                    if (i, backend.name) not in self.given_up:
+                    if (i, backend.name) not in self.given_up and not (backend.chart_only and turn % 2):
                         self.one((turn, i), scenario.of(backend), backend, f"{done} of {rounds}")
             self.rounds = turn + 1
 
