@@ -68,7 +68,11 @@ Needs /dev/fuse and the right to mount. Everything is unmounted and removed at t
   default_permissions    accepted; always so
   timeout=SECONDS        how long the kernel may keep names and attributes (default: no limit)
   passthrough=on|off     let the kernel read and write files itself where permitted (default: on)
-  threads=N              worker threads (default: two per CPU, 4 to 16)
+  io_uring=on|off|auto   let requests come over io_uring, which is much faster and must be permitted by
+                         the kernel: by Y in /sys/module/fuse/parameters/enable_uring, Linux 6.14
+                         (default: auto, where permitted; on: no mount without it)
+  threads=N              the most worker threads (default: two per CPU, 4 to 16; with io_uring the
+                         most for each CPU, 8)
   fsname=NAME            source shown in the mount table (default: unionfs)
   log=FILE               append the log of a detached mount to FILE; SIGUSR1 to the daemon adds its
                          statistics: requests by kind, live objects, memory
@@ -76,7 +80,7 @@ In a value, `\\,` stands for a comma, and in a path `\\:` for a colon and `\\\\`
 
 Environment:
   UNIONFS_LOG            what to log: error, warn (the default), info, debug, trace, or a filter
-                         such as unionfs=debug,fuser=info
+                         such as unionfs=debug
 
 Examples:
   unionfs mount lower1:lower2 upper /mnt/root

@@ -32,7 +32,8 @@ pub use crate::layer::stack::LayerFds;
 use crate::layer::stack::{Stack, UPPER};
 use crate::merge;
 pub use crate::merge::attr::Attr;
-use crate::node::files::{Handles, OpenDir, OpenFile};
+use crate::node::files::{Handles, OpenFile};
+use crate::node::listings::Listings;
 use crate::node::{Missing, Node, State, Table};
 pub use crate::sys::Backing;
 pub use crate::sys::cred::Caller;
@@ -97,7 +98,7 @@ pub struct UnionFs {
     root: Arc<Node>,
     missing: Missing,
     files: Handles<OpenFile>,
-    dirs: Handles<OpenDir>,
+    listings: Listings,
     metacopy: bool,
     /// Directories with lower parts are renamed by redirects.
     redirect_dir: bool,
@@ -135,7 +136,7 @@ impl UnionFs {
             root,
             missing: Missing::default(),
             files: Handles::default(),
-            dirs: Handles::default(),
+            listings: Listings::default(),
             metacopy: options.metacopy,
             redirect_dir: options.redirect_dir == RedirectDir::On,
             keep_links: options.index,
@@ -150,9 +151,9 @@ impl UnionFs {
         &self.stack
     }
 
-    /// How many objects, open files and open directories are live.
+    /// How many objects and open files are live, and how many listings of directories are being read.
     pub fn counts(&self) -> (usize, usize, usize) {
-        (self.table.len(), self.files.len(), self.dirs.len())
+        (self.table.len(), self.files.len(), self.listings.len())
     }
 
     /// Bytes of memory that the live objects take. Looks at each of them.

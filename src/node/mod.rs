@@ -14,6 +14,7 @@ mod by_number;
 pub mod files;
 pub mod io;
 mod last_places;
+pub mod listings;
 pub mod missing;
 pub mod object;
 pub mod table;
