@@ -1,7 +1,11 @@
 //! What a mount is made of: its layers and options, as the command line or a caller gives them.
 
+pub mod ids;
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ids::Ids;
 
 /// The directories of a mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,6 +72,19 @@ pub enum IoUring {
     Off,
 }
 
+/// Where owner and permissions of a file are kept (`xattr_permissions=`), for layers on filesystems, or of
+/// users, that cannot have other owners. The forms are those of fuse-overlayfs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Permissions {
+    /// In the inode (`0`).
+    #[default]
+    Inode,
+    /// In `security.fuseoverlayfs.override_stat`, which takes privilege (`1`).
+    Privileged,
+    /// In `user.containers.override_stat` (`2`).
+    Containers,
+}
+
 /// Options of a mount (`-o`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -114,6 +131,18 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// A file that a detached mount appends its log to (`log=PATH`).
     pub log: Option<PathBuf>,
+    /// How owners are translated between the layers and the mount.
+    pub ids: Ids,
+    /// Where owners and permissions are kept.
+    pub permissions: Permissions,
+    /// Every directory has one link (`static_nlink`).
+    pub static_nlink: bool,
+    /// POSIX ACLs; without, there are none in the mount (`noacl`).
+    pub acl: bool,
+    /// The label of all files for SELinux (`context=`).
+    pub context: Option<String>,
+    /// The mount is not propagated to peers of the mount that it lies on (`private`).
+    pub private: bool,
 }
 
 impl Default for Options {
@@ -139,6 +168,12 @@ impl Default for Options {
             index: true,
             timeout: None,
             log: None,
+            ids: Ids::default(),
+            permissions: Permissions::Inode,
+            static_nlink: false,
+            acl: true,
+            context: None,
+            private: false,
         }
     }
 }

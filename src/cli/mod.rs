@@ -2,6 +2,8 @@
 
 mod args;
 mod demo;
+mod generate;
+mod helper;
 pub mod layer_list;
 mod logging;
 mod made;
@@ -17,11 +19,18 @@ use crate::error::MountError;
 /// Runs the command that the process was called with. A failure is told in one sentence on standard
 /// error and by exit status 1; clap tells of a wrong usage itself, with status 2.
 pub fn run() -> ExitCode {
-    let result = match args::Args::read().command {
+    if helper::is_meant() {
+        return end(helper::run());
+    }
+    end(match args::Args::read().command {
         args::Command::Mount(args) => mount::run(args),
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),
-    };
+        args::Command::Generate(args) => generate::run(&args),
+    })
+}
+
+fn end(result: Result<(), MountError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -16,6 +16,9 @@ use crate::merge::lookup::{DirFound, Found, Other};
 use crate::node::{Link, Node};
 use crate::sys::file::{self, Stat};
 
+/// Type and permissions of symlinks.
+const SYMLINK_MODE: u32 = libc::S_IFLNK | 0o777;
+
 /// The attributes of an object that was made without being opened.
 fn by_name((): &(), dir: &Writable, name: &OsStr) -> Result<Stat> {
     file::stat_at(dir.fd()?, name)
@@ -31,8 +34,17 @@ impl UnionFs {
         let would_hide = FileType::from_raw_mode(mode) == FileType::CharacterDevice && rdev == 0;
         let rdev = if would_hide { names::ESCAPED_DEVICE } else { rdev };
         let parent = self.node(parent)?;
-        let (node, st, ()) =
-            self.make(&parent, name, false, |dir, name| dir.mknod(name, mode, rdev, caller), by_name)?;
+        let (node, st, ()) = self.make(
+            caller,
+            &parent,
+            name,
+            mode,
+            |dir, name| {
+                let (mode, maker) = self.making(dir, caller, mode);
+                dir.mknod(name, mode, rdev, &maker)
+            },
+            by_name,
+        )?;
         self.told(&node, &st)
     }
 
@@ -42,8 +54,17 @@ impl UnionFs {
     /// Those of mkdir(2).
     pub fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32) -> Result<Attr> {
         let parent = self.node(parent)?;
-        let (node, st, ()) =
-            self.make(&parent, name, true, |dir, name| dir.mkdir(name, mode, caller), by_name)?;
+        let (node, st, ()) = self.make(
+            caller,
+            &parent,
+            name,
+            mode | FileType::Directory.as_raw_mode(),
+            |dir, name| {
+                let (mode, maker) = self.making(dir, caller, mode);
+                dir.mkdir(name, mode, &maker)
+            },
+            by_name,
+        )?;
         self.told(&node, &st)
     }
 
@@ -53,8 +74,17 @@ impl UnionFs {
     /// Those of symlink(2).
     pub fn symlink(&self, caller: &Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Attr> {
         let parent = self.node(parent)?;
-        let (node, st, ()) =
-            self.make(&parent, name, false, |dir, name| dir.symlink(name, target, caller), by_name)?;
+        let (node, st, ()) = self.make(
+            caller,
+            &parent,
+            name,
+            SYMLINK_MODE,
+            |dir, name| {
+                let (_, maker) = self.making(dir, caller, 0);
+                dir.symlink(name, target, &maker)
+            },
+            by_name,
+        )?;
         self.told(&node, &st)
     }
 
@@ -109,8 +139,9 @@ impl UnionFs {
 
     /// Counts the lookup that a creation's answer stands for.
     pub(super) fn told(&self, node: &Arc<Node>, st: &Stat) -> Result<Attr> {
+        let attr = self.attr(node, st)?;
         self.table.count(node);
-        Ok(self.attr(node, st))
+        Ok(attr)
     }
 
     /// Before a name that looks like a whiteout of AUFS is given in a layer: records there that its names
@@ -147,16 +178,18 @@ impl UnionFs {
         Ok(parent.part(slot.layer).map(|_| slot))
     }
 
-    /// Makes a new object by `make`, and its node. `stat` gives the attributes of what was made, in the directory
-    /// and under the name that it has at last.
+    /// Makes a new object for the caller by `make`, and its node. `mode`: type and permissions. `stat` gives the attributes
+    /// of what was made, in the directory and under the name that it has at last.
     pub(super) fn make<T>(
         &self,
+        caller: &Caller,
         parent: &Arc<Node>,
         name: &OsStr,
-        is_dir: bool,
+        mode: u32,
         mut make: impl FnMut(&Writable, &OsStr) -> Result<T>,
         stat: impl Fn(&T, &Writable, &OsStr) -> Result<Stat>,
     ) -> Result<(Arc<Node>, Stat, T)> {
+        let is_dir = FileType::from_raw_mode(mode) == FileType::Directory;
         loop {
             let names = parent.names.write();
             let known = self.missing.take(parent.ino, name);
@@ -168,6 +201,7 @@ impl UnionFs {
             let dir = self.writable(parent, slot.layer)?;
             let top = self.writable(parent, parent.layer())?;
             let made = place(&self.stack, (&dir, &top), slot, name, is_dir, &mut make)?;
+            self.own(parent, (&dir, name), caller, mode)?;
             let stat = stat(&made, &dir, name)?;
             let found = if is_dir {
                 let parts = vec![Dir::below(dir.dir(), name, &stat)];

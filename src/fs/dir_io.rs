@@ -56,9 +56,9 @@ impl UnionFs {
                 let ino = entry.ino.unwrap_or(ROOT);
                 return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
             }
-            match self.child(dir, &entry.name) {
-                Ok((node, st)) => {
-                    let attr = self.attr(&node, &st);
+            let child = self.child(dir, &entry.name);
+            match child.and_then(|(node, st)| self.attr(&node, &st).map(|attr| (node, attr))) {
+                Ok((node, attr)) => {
                     let item = DirEntry { ino: node.ino, next, kind: attr.kind(), name: &entry.name };
                     let full = sink(item, Some(&attr));
                     if !full {

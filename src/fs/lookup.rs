@@ -60,10 +60,11 @@ impl UnionFs {
                 self.admit(&parent, name, found)?
             }
         };
+        let attr = self.attr(&node, &st)?;
         if node.ino != ROOT {
             self.table.count(&node);
         }
-        Ok(self.attr(&node, &st))
+        Ok(attr)
     }
 
     /// The node with this number that the kernel has forgotten: found by the name that it had last, if that
@@ -99,18 +100,6 @@ impl UnionFs {
     /// Takes back `lookups` lookups of an inode that the kernel forgets.
     pub fn forget(&self, ino: u64, lookups: u64) {
         self.table.forget(ino, lookups);
-    }
-
-    /// The attributes to show for a node with real attributes `st`, as [`Node::stat`] gives them.
-    pub(super) fn attr(&self, node: &Node, st: &Stat) -> Attr {
-        let mut attr = Attr::new(node.ino, st);
-        if node.kind == FileType::RegularFile {
-            // A passthrough write may clear set-ID bits without our knowing, and one to a mapping changes
-            // times and blocks.
-            let io = node.io();
-            attr.cacheable = !(io.is_mappable() || (st.has_setid() && io.is_passed()));
-        }
-        attr
     }
 
     /// What `name` stands for; the parent's names must be locked.

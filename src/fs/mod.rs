@@ -11,6 +11,7 @@ mod file_io;
 mod flags;
 mod lookup;
 mod open;
+mod owner;
 mod remove;
 mod rename;
 mod up;
@@ -109,6 +110,10 @@ pub struct UnionFs {
     noatime: bool,
     /// How often a mode was changed, each time under the lock on the file's I/O.
     chmods: AtomicU64,
+    /// There are POSIX ACLs.
+    acl: bool,
+    /// Every directory has one link.
+    static_nlink: bool,
 }
 
 impl UnionFs {
@@ -143,6 +148,8 @@ impl UnionFs {
             sync: options.sync && !options.volatile,
             noatime: options.atime == Atime::No,
             chmods: AtomicU64::new(0),
+            acl: options.acl,
+            static_nlink: options.static_nlink,
         })
     }
 

@@ -57,8 +57,7 @@ impl UnionFs {
             // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;
         }
-        let mode_changed =
-            truncate && file::clear_setid(&fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
+        let mode_changed = truncate && self.clear_setid(caller, &node, &fd, || caller.keeps_setid())?;
         let mut opened = self.opened(&node, (flags, real), (layer, fd), (st, chmods), make)?;
         opened.attributes_changed |= mode_changed;
         Ok(opened)
@@ -81,8 +80,13 @@ impl UnionFs {
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
         let real = real_flags(flags, self.sync);
         let chmods = self.chmods.load(Ordering::Acquire);
-        let create = |dir: &Writable, name: &OsStr| dir.create(name, real, mode & 0o7777, caller);
-        let (node, st, fd) = self.make(&parent, name, false, create, |fd, _, _| file::stat_fd(fd))?;
+        let create = |dir: &Writable, name: &OsStr| {
+            let (mode, maker) = self.making(dir, caller, mode & 0o7777);
+            dir.create(name, real, mode, &maker)
+        };
+        let wanted = libc::S_IFREG | (mode & 0o7777);
+        let (node, st, fd) =
+            self.make(caller, &parent, name, wanted, create, |fd, _, _| file::stat_fd(fd))?;
         let layer = node.content_layer();
         let opened = self.opened(&node, (flags, real), (layer, fd), (st, chmods), make)?;
         Ok((self.told(&node, &st)?, opened))
@@ -106,8 +110,10 @@ impl UnionFs {
             // Writes to a file with set-ID bits are ours to see: they clear the bits.
             // And the kernel would set access times by itself.
             let in_place = self.stack.in_place(layer);
-            let st = if self.chmods.load(Ordering::Acquire) == chmods { st } else { file::stat_fd(&fd)? };
-            let allowed = in_place && !self.noatime && !st.has_setid();
+            let is_known =
+                self.chmods.load(Ordering::Acquire) == chmods && self.stack.owner_attribute(layer).is_none();
+            let now = if is_known { st } else { self.stack.stat(layer, &*fd)? };
+            let allowed = in_place && !self.noatime && !now.has_setid();
             let (backing, keep_cache) = io.open(allowed, real.contains(OFlags::RDWR), || make(fd.as_fd()));
             let stray = maps && backing.is_some() && io.set_mappable();
             if in_place {

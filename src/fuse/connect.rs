@@ -136,8 +136,12 @@ mod tests {
 
     #[test]
     fn helper_options_are_escaped() {
-        let mount =
-            FuseMount { source: r"a,b\", allow_other: true, flags: MountFlags::RDONLY | MountFlags::NODEV };
+        let mount = FuseMount {
+            source: r"a,b\",
+            allow_other: true,
+            context: None,
+            flags: MountFlags::RDONLY | MountFlags::NODEV,
+        };
         assert_eq!(
             helper_options(&mount),
             r"default_permissions,fsname=a\,b\\,subtype=unionfs,ro,nodev,allow_other"

@@ -52,6 +52,8 @@ pub struct Wanted {
     pub passthrough: bool,
     /// Requests come over io_uring.
     pub ring: bool,
+    /// There are POSIX ACLs.
+    pub acl: bool,
 }
 
 /// Reads the first request of a connection and answers it. Tells what of the wishes the kernel fulfils.
@@ -106,8 +108,12 @@ fn agree(offer: &InitIn, wanted: Wanted) -> (Wanted, InitOut) {
     let agreed = Wanted {
         passthrough: wanted.passthrough && has(init::PASSTHROUGH),
         ring: wanted.ring && has(init::OVER_IO_URING),
+        acl: wanted.acl && has(init::POSIX_ACL),
     };
     let mut flags = CAPABILITIES & offered;
+    if !agreed.acl {
+        flags &= !init::POSIX_ACL;
+    }
     for (wish, flag) in [(agreed.passthrough, init::PASSTHROUGH), (agreed.ring, init::OVER_IO_URING)] {
         if wish {
             flags |= flag | init::INIT_EXT;
@@ -156,7 +162,7 @@ mod tests {
 
     #[test]
     fn only_what_is_offered_is_asked_for() {
-        let all = Wanted { passthrough: true, ring: true };
+        let all = Wanted { passthrough: true, ring: true, acl: true };
         let (agreed, reply) = agree(&offer(init::ASYNC_READ | 1 << 10), all);
         assert!(!agreed.passthrough && !agreed.ring);
         assert_eq!((u64::from(reply.flags), reply.flags2, reply.max_stack_depth), (init::ASYNC_READ, 0, 0));
@@ -165,13 +171,16 @@ mod tests {
         assert_eq!(u64::from(reply.flags), init::INIT_EXT);
         assert_eq!(u64::from(reply.flags2) << 32, init::PASSTHROUGH | init::OVER_IO_URING);
         assert_eq!((reply.minor, reply.max_stack_depth), (42, 1));
-        let none = Wanted { passthrough: false, ring: false };
+        let none = Wanted { passthrough: false, ring: false, acl: true };
         assert_eq!(agree(&offer(init::INIT_EXT | init::PASSTHROUGH), none).1.flags2, 0);
+        let acls = |acl| agree(&offer(init::POSIX_ACL), Wanted { acl, ..none }).1.flags;
+        assert_eq!((u64::from(acls(true)), acls(false)), (init::POSIX_ACL, 0));
     }
 
     #[test]
     fn the_second_half_of_the_flags_counts_only_when_announced() {
-        let (agreed, _) = agree(&offer(init::PASSTHROUGH), Wanted { passthrough: true, ring: false });
+        let (agreed, _) =
+            agree(&offer(init::PASSTHROUGH), Wanted { passthrough: true, ring: false, acl: true });
         assert!(!agreed.passthrough);
     }
 }

@@ -99,6 +99,11 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     let report = Report::new(union, adapter.stats());
     let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
     let workers = Workers { adapter: Arc::new(adapter), device, threads };
+    if options.private
+        && let Err(e) = sys::mount::make_private(&at)
+    {
+        tracing::debug!("the mount stays as shared as the one it lies on: {e}");
+    }
     let entry = mounts::top_at(&at).ok().flatten().filter(mountinfo::is_unionfs);
     if let Some(entry) = &entry {
         mounts::read_ahead(entry);
@@ -112,11 +117,13 @@ fn open_connection(at: &Path, options: &Options) -> Result<(Arc<Device>, Wanted)
     let root = rustix::process::geteuid().is_root();
     let allow_other = options.allow_other.unwrap_or(root);
     let source = options.fsname.as_deref().unwrap_or(DEFAULT_SOURCE);
-    let request = FuseMount { source, allow_other, flags: mount_flags(options) };
+    let context = options.context.as_deref().filter(|_| labels_count());
+    let request = FuseMount { source, allow_other, context, flags: mount_flags(options) };
     let device = Arc::new(Device::new(connect::connect(at, &request)?));
     let wanted = Wanted {
-        passthrough: options.passthrough && cred::is_admin(),
+        passthrough: options.passthrough && cred::is_host_admin(),
         ring: options.io_uring != IoUring::Off && sys::ring::is_permitted(),
+        acl: options.acl,
     };
     let agreed = handshake::shake(&device, wanted)
         .map_err(|e| complain(at, format!("the kernel's handshake failed: {e}")))
@@ -136,6 +143,11 @@ fn open_connection(at: &Path, options: &Options) -> Result<(Arc<Device>, Wanted)
             Err(e)
         }
     }
+}
+
+/// Whether labels mean anything: the kernel refuses them without SELinux.
+fn labels_count() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 fn mount_flags(options: &Options) -> MountFlags {
@@ -236,6 +248,14 @@ impl Stopper {
         }
         unmount(&entry.mount_point, true)
     }
+}
+
+/// Gives the mount at `at` the flags of these options.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn remount(at: &Path, options: &Options) -> io::Result<()> {
+    Ok(sys::mount::remount(at, mount_flags(options))?)
 }
 
 /// Unmounts what lies at `at`: by umount2(2), or by fusermount3(1) without the right to. `lazy`: even when

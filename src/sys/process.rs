@@ -175,3 +175,13 @@ pub fn raise_open_files() {
     let _ =
         rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }
+
+/// The numbers of a user and a group that stand for those without a place in a map
+/// (proc_sys_kernel(5), `overflowuid` and `overflowgid`).
+pub fn overflow_ids() -> (u32, u32) {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    (read("overflowuid").unwrap_or(65534), read("overflowgid").unwrap_or(65534))
+}

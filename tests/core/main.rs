@@ -9,6 +9,7 @@ mod io_modes;
 mod known;
 mod lookup;
 mod model;
+mod owners;
 mod redirects;
 mod renames;
 mod tree;
