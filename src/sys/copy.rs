@@ -127,13 +127,19 @@ pub fn write_some_at(to: impl AsFd, data: &[u8], offset: u64) -> Result<usize> {
     Ok(done)
 }
 
-/// Reads until the buffer is full or the file ends; gives the number of bytes read.
-pub fn read_full_at(from: impl AsFd, buf: &mut [u8], offset: u64) -> Result<usize> {
+/// Reads until the buffer is full or the file ends; gives the number of bytes read. `size`: what the file's
+/// size was once; a read that ends short there is taken to have reached the end.
+pub fn read_full_at(from: impl AsFd, buf: &mut [u8], offset: u64, size: u64) -> Result<usize> {
     let mut done = 0;
     while done < buf.len() {
         match rustix::io::pread(&from, &mut buf[done..], offset + done as u64) {
             Ok(0) => break,
-            Ok(n) => done += n,
+            Ok(n) => {
+                done += n;
+                if done < buf.len() && offset + done as u64 == size {
+                    break;
+                }
+            }
             Err(Errno::INTR) => {}
             Err(e) => return Err(e),
         }

@@ -52,8 +52,14 @@ def cpu_model():
 
 
 def filesystem(path):
+    """The type; of ext4 also whether it has a journal, which fsync(2) and new inodes depend on."""
     done = subprocess.run(["stat", "-f", "-c", "%T", path], check=False, capture_output=True, text=True)
-    return done.stdout.strip()
+    kind = "ext4" if done.stdout.strip() == "ext2/ext3" else done.stdout.strip()
+    source = subprocess.run(["findmnt", "-no", "SOURCE", "-T", path], check=False, capture_output=True, text=True)
+    device = Path(os.path.realpath(source.stdout.strip())).name
+    if kind == "ext4" and not list(Path("/proc/fs/jbd2").glob(f"{device}-*")):
+        kind += " without a journal"
+    return kind
 
 
 def overlay_parameters():
