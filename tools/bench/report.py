@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from . import system
+
 BASE = "overlayfs"
 
 
@@ -35,6 +37,7 @@ def describe(runner, scenarios, note):
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "filesystem": filesystem(runner.run_dir),
         "overlay_parameters": overlay_parameters(),
+        "fuse_enable_uring": system.uring_is_enabled(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "rounds": runner.rounds,
         "sizes": vars(runner.trees.sizes),
