@@ -60,6 +60,18 @@ pub enum Atime {
     Strict,
 }
 
+/// Whether requests come over io_uring (`io_uring=`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum IoUring {
+    /// Where the kernel permits it (`auto`).
+    #[default]
+    Auto,
+    /// Not mounting at all where it does not (`on`).
+    On,
+    /// Never (`off`).
+    Off,
+}
+
 /// Where owner and permissions of a file are kept (`xattr_permissions=`), for layers on filesystems, or of
 /// users, that cannot have other owners. The forms are those of fuse-overlayfs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -102,7 +114,10 @@ pub struct Options {
     pub dirsync: bool,
     /// Other users may enter (`allow_other`; the default for root).
     pub allow_other: Option<bool>,
-    /// Worker threads; `None` takes the default for the machine (`threads=N`).
+    /// The way that requests come (`io_uring=on|off|auto`).
+    pub io_uring: IoUring,
+    /// The most worker threads, with io_uring for each CPU; `None` takes the default for the machine
+    /// (`threads=N`).
     pub threads: Option<usize>,
     /// Name shown as the source in the mount table (`fsname=`).
     pub fsname: Option<String>,
@@ -148,6 +163,7 @@ impl Default for Options {
             sync: false,
             dirsync: false,
             allow_other: None,
+            io_uring: IoUring::Auto,
             threads: None,
             fsname: None,
             passthrough: true,

@@ -103,6 +103,9 @@ Examples:
   default_permissions    accepted; always so
   timeout=SECONDS        how long the kernel may keep names and attributes (default: no limit)
   passthrough=on|off     let the kernel read and write files itself where permitted (default: on)
+  io_uring=on|off|auto   let requests come over io_uring, which is much faster and must be permitted by
+                         the kernel: by Y in /sys/module/fuse/parameters/enable_uring, Linux 6.14
+                         (default: auto, where permitted; on: no mount without it)
   uidmapping=LAYER-ID:SHOWN-ID:COUNT[:...], gidmapping=LAYER-ID:SHOWN-ID:COUNT[:...]
                          owners that the mount shows for those in the layers, and stores for those
                          that make and change files
@@ -113,7 +116,8 @@ Examples:
                          user. (2), for filesystems and users that cannot set them (default: 0)
   static_nlink           every directory has one link
   noacl                  no POSIX ACLs in the mount
-  threads=N              worker threads (default: two per CPU, 4 to 16)
+  threads=N              the most worker threads (default: two per CPU, 4 to 16; with io_uring the
+                         most for each CPU, 8)
   fsname=NAME            source shown in the mount table (default: unionfs)
   fsync=0|1, threaded=0|1, clone_fd, max_write=BYTES, subtype=NAME
                          of fuse-overlayfs: fsync=0 is volatile, threaded=0 is threads=1, the others
@@ -124,7 +128,7 @@ In a value, `\\,` stands for a comma, and in a path `\\:` for a colon and `\\\\`
 
 Environment:
   UNIONFS_LOG            what to log: error, warn (the default), info, debug, trace, or a filter
-                         such as unionfs=debug,fuser=info
+                         such as unionfs=debug
 
 Examples:
   unionfs mount lower1:lower2 upper /mnt/root

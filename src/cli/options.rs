@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::layer_list::{Lowers, split_layers, unescape};
 use crate::config::ids::{IdMap, Ids, Ranges};
-use crate::config::{Atime, Options, Permissions, RedirectDir};
+use crate::config::{Atime, IoUring, Options, Permissions, RedirectDir};
 use crate::error::MountError;
 use crate::sys::process::overflow_ids;
 
@@ -351,6 +351,10 @@ impl Parsed {
             b"metacopy" => options.metacopy = given.switch()?,
             b"passthrough" => options.passthrough = given.switch()?,
             b"timeout" => options.timeout = Some(given.seconds()?),
+            b"io_uring" => {
+                options.io_uring =
+                    given.choice(&[("on", IoUring::On), ("off", IoUring::Off), ("auto", IoUring::Auto)])?;
+            }
             b"threads" => options.threads = Some(given.number(1..=MAX_THREADS)?),
             b"fsname" => options.fsname = Some(given.utf8()?),
             b"log" => options.log = Some(given.path()?),

@@ -42,8 +42,8 @@ pub enum Content<'a> {
     Later,
 }
 
-/// Makes a copy of the object behind `from` (O_PATH), whose attributes are `st`, as [`Stack::stat`] gives them,
-/// for layer `to`.
+/// Makes a copy of the object behind `from` (O_PATH), of the first layer, whose attributes are `st`, as
+/// [`Stack::stat`] gives them, for layer `to`.
 ///
 /// `origin`: recorded in the copy.
 ///
@@ -51,7 +51,7 @@ pub enum Content<'a> {
 /// ENOSPC and the like; EOPNOTSUPP or EPERM when metadata cannot be kept. Nothing is left then.
 pub fn stage<'a>(
     stack: &'a Stack,
-    to: LayerId,
+    (origin_layer, to): (LayerId, LayerId),
     from: BorrowedFd<'_>,
     st: &Stat,
     content: Content<'_>,
@@ -75,7 +75,7 @@ pub fn stage<'a>(
         }
         _ => special(work, from, st)?,
     };
-    metadata::copy(stack, to, from, &staged.fd, st)?;
+    metadata::copy(stack, (origin_layer, to), from, &staged.fd, st)?;
     staged.finish(from, st, origin)?;
     staged.sync_data(stack, st)?;
     Ok(staged)

@@ -108,7 +108,8 @@ fn clear(stack: &Stack, dir: &Writable, name: &OsStr) -> Result<()> {
     }
     let layer = dir.dir().layer();
     let st = stack.stat(layer, &old)?;
-    let staged = copy_up::stage(stack, layer, std::os::fd::AsFd::as_fd(&old), &st, Content::Empty, None)?;
+    let staged =
+        copy_up::stage(stack, (layer, layer), std::os::fd::AsFd::as_fd(&old), &st, Content::Empty, None)?;
     staged.mark(Mark::Opaque, b"y")?;
     staged.swap(dir, name)
 }

@@ -1,6 +1,18 @@
 //! The value of the attributes `system.posix_acl_access` and `system.posix_acl_default`, as the kernel passes
 //! it (`include/uapi/linux/posix_acl_xattr.h`): a version, and entries of tag, permissions and number.
 
+use std::ffi::OsStr;
+
+/// The attribute of the ACL that is checked.
+pub const ACCESS: &str = "system.posix_acl_access";
+/// The attribute of the ACL that what is made in a directory inherits.
+pub const DEFAULT: &str = "system.posix_acl_default";
+
+/// Whether this is the name of an ACL.
+pub fn is_name(name: &OsStr) -> bool {
+    name == ACCESS || name == DEFAULT
+}
+
 /// Before the entries: the version.
 const HEADER: usize = 4;
 /// The only version there is.

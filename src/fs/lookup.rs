@@ -45,6 +45,9 @@ impl UnionFs {
             (known, _) => known?,
         };
         let (node, st) = match name.as_encoded_bytes() {
+            // The kernel asks so only for an object that it has forgotten, which nobody has open then. That it
+            // has may not have reached us yet.
+            b"." if parent.ino != ROOT && parent.any_link().is_none() => return Err(Errno::STALE),
             b"." => (parent.clone(), parent.stat(self.index())?),
             b".." => {
                 let node = parent.any_link().map_or_else(|| self.root.clone(), |link| link.parent);

@@ -23,7 +23,6 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 
-use crate::config::ids::Ids;
 use crate::config::{Atime, Options, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::layer::dir::Dir;
@@ -31,7 +30,8 @@ pub use crate::layer::stack::LayerFds;
 use crate::layer::stack::{Stack, UPPER};
 use crate::merge;
 pub use crate::merge::attr::Attr;
-use crate::node::files::{Handles, OpenDir, OpenFile};
+use crate::node::files::{Handles, OpenFile};
+use crate::node::listings::Listings;
 use crate::node::{Node, State, Table};
 pub use crate::sys::Backing;
 pub use crate::sys::cred::Caller;
@@ -95,7 +95,7 @@ pub struct UnionFs {
     table: Arc<Table>,
     root: Arc<Node>,
     files: Handles<OpenFile>,
-    dirs: Handles<OpenDir>,
+    listings: Listings,
     metacopy: bool,
     /// Directories with lower parts are renamed by redirects.
     redirect_dir: bool,
@@ -104,8 +104,6 @@ pub struct UnionFs {
     /// Files are opened so that each write is on the device before it returns.
     sync: bool,
     noatime: bool,
-    /// How owners are translated between the layers and the mount.
-    ids: Ids,
     /// There are POSIX ACLs.
     acl: bool,
     /// Every directory has one link.
@@ -138,13 +136,12 @@ impl UnionFs {
             table,
             root,
             files: Handles::default(),
-            dirs: Handles::default(),
+            listings: Listings::default(),
             metacopy: options.metacopy,
             redirect_dir: options.redirect_dir == RedirectDir::On,
             keep_links: options.index,
             sync: options.sync && !options.volatile,
             noatime: options.atime == Atime::No,
-            ids: options.ids.clone(),
             acl: options.acl,
             static_nlink: options.static_nlink,
         })
@@ -155,9 +152,9 @@ impl UnionFs {
         &self.stack
     }
 
-    /// How many objects, open files and open directories are live.
+    /// How many objects and open files are live, and how many listings of directories are being read.
     pub fn counts(&self) -> (usize, usize, usize) {
-        (self.table.len(), self.files.len(), self.dirs.len())
+        (self.table.len(), self.files.len(), self.listings.len())
     }
 
     fn node(&self, ino: u64) -> Result<Arc<Node>> {

@@ -23,12 +23,13 @@ impl UnionFs {
     /// Those of reading where the layer keeps owners, if not in the inodes.
     pub(super) fn attr(&self, node: &Node, st: &Stat) -> Result<Attr> {
         let mut st = *st;
+        self.stack.unmap(node.layer(), &mut st);
         if let Some(name) = self.stack.owner_attribute(node.layer()) {
             owner::apply(Target::fd(&*node.pin(self.index())?), name, &mut st)?;
         }
         let mut attr = Attr::new(node.ino, &st);
-        attr.uid = self.ids.users.shown(st.uid);
-        attr.gid = self.ids.groups.shown(st.gid);
+        attr.uid = self.stack.ids().users.shown(st.uid);
+        attr.gid = self.stack.ids().groups.shown(st.gid);
         if self.static_nlink && node.is_dir() {
             attr.nlink = attr.nlink.min(1);
         }
@@ -46,8 +47,8 @@ impl UnionFs {
     /// # Errors
     /// Those of chown(2), chmod(2) and setxattr(2).
     pub(super) fn set_owner(&self, caller: &Caller, node: &Node, fd: &OwnedFd, set: &SetAttr) -> Result<()> {
-        let uid = set.uid.map(|uid| self.ids.users.stored(uid));
-        let gid = set.gid.map(|gid| self.ids.groups.stored(gid));
+        let uid = set.uid.map(|uid| self.stack.ids().users.stored(uid));
+        let gid = set.gid.map(|gid| self.stack.ids().groups.stored(gid));
         if uid.is_some() || gid.is_some() {
             // By the group that the file has still; what chown(2) clears for anybody, it clears itself.
             self.clear_setid(caller, node, fd, || caller.keeps_setid())?;
@@ -144,20 +145,21 @@ impl UnionFs {
     }
 
     fn translate_acl(&self, value: &mut [u8], translate: impl Fn(&IdMap, u32) -> u32) {
-        if !self.ids.is_identity() {
-            let users = |id| translate(&self.ids.users, id);
-            acl::map_ids(value, users, |id| translate(&self.ids.groups, id));
+        if !self.stack.ids().is_identity() {
+            let users = |id| translate(&self.stack.ids().users, id);
+            acl::map_ids(value, users, |id| translate(&self.stack.ids().groups, id));
         }
     }
 
     /// The caller as the owner of what it makes in the layers.
     pub(super) fn maker(&self, caller: &Caller) -> Caller {
-        let (uid, gid) = (self.ids.users.stored(caller.uid), self.ids.groups.stored(caller.gid));
+        let (uid, gid) =
+            (self.stack.ids().users.stored(caller.uid), self.stack.ids().groups.stored(caller.gid));
         Caller { uid, gid, ..*caller }
     }
 
     /// Whether the caller belongs to a group of the layers.
     pub(super) fn is_member(&self, caller: &Caller, gid: u32) -> bool {
-        caller.in_group(self.ids.groups.shown(gid))
+        caller.in_group(self.stack.ids().groups.shown(gid))
     }
 }

@@ -378,7 +378,8 @@ impl UnionFs {
             return Err(Errno::XDEV);
         }
         let content = self.content(node, &st, st.size)?;
-        let staged = copy_up::stage(&self.stack, home, fd.as_fd(), &st, content.as_content(), None)?;
+        let staged =
+            copy_up::stage(&self.stack, (node.layer(), home), fd.as_fd(), &st, content.as_content(), None)?;
         let new = staged.replace(to, new_name)?;
         crate::edit::remove::remove(&self.stack, from, name, false, whiteout)?;
         node.relocate(home, |s| s.id = (new.dev, new.ino));

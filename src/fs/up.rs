@@ -132,7 +132,14 @@ impl UnionFs {
         check_unprotected(&*fd, need)?;
         let st = self.stack.stat(top.layer(), &*fd)?;
         let origin = index::origin_of(&self.stack, &top, OsStr::new(""))?;
-        let staged = copy_up::stage(&self.stack, UPPER, fd.as_fd(), &st, Content::Empty, origin.as_ref())?;
+        let staged = copy_up::stage(
+            &self.stack,
+            (top.layer(), UPPER),
+            fd.as_fd(),
+            &st,
+            Content::Empty,
+            origin.as_ref(),
+        )?;
         let _names = link.parent.names.write();
         if !self.still(node, link) {
             return Ok(());
@@ -195,7 +202,14 @@ impl UnionFs {
                 _ => self.content(node, &st, u64::MAX)?,
             };
             let content = if later { Content::Later } else { source.as_content() };
-            let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, content, origin.as_ref())?;
+            let staged = copy_up::stage(
+                &self.stack,
+                (node.layer(), UPPER),
+                from.as_fd(),
+                &st,
+                content,
+                origin.as_ref(),
+            )?;
             let _names = link.parent.names.write();
             if !self.still(node, &link) {
                 continue;
@@ -304,7 +318,8 @@ impl UnionFs {
         let st = self.stack.stat(node.layer(), &*from)?;
         let len = if let Need::Data(Some(len)) = need { len } else { u64::MAX };
         let source = self.content(node, &st, len)?;
-        let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, source.as_content(), None)?;
+        let staged =
+            copy_up::stage(&self.stack, (node.layer(), UPPER), from.as_fd(), &st, source.as_content(), None)?;
         let fd = staged.keep_nameless()?;
         let new = file::stat_fd(&fd)?;
         node.relocate(UPPER, |s| {

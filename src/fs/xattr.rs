@@ -10,12 +10,9 @@ use rustix::fs::XattrFlags;
 use super::up::Need;
 use super::{Caller, UnionFs};
 use crate::error::{Errno, Result};
-use crate::format::{names, override_stat};
+use crate::format::{acl, names, override_stat};
 use crate::sys::file;
 use crate::sys::xattr::{self, Target};
-
-const ACCESS_ACL: &str = "system.posix_acl_access";
-const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// The name in the layer of an attribute of the mount.
 ///
@@ -26,15 +23,11 @@ fn stored(name: &OsStr) -> Result<OsString> {
     if names::is_private(&stored) { Err(Errno::OPNOTSUPP) } else { Ok(stored) }
 }
 
-fn is_acl(name: &OsStr) -> bool {
-    name == ACCESS_ACL || name == DEFAULT_ACL
-}
-
 impl UnionFs {
     /// Refuses an ACL where there are none, and what layers keep owners in.
     fn check(&self, name: &OsStr) -> Result<()> {
         let kept = self.stack.has_owner_attributes() && override_stat::names().any(|own| own == name);
-        if kept || (is_acl(name) && !self.acl) { Err(Errno::OPNOTSUPP) } else { Ok(()) }
+        if kept || (acl::is_name(name) && !self.acl) { Err(Errno::OPNOTSUPP) } else { Ok(()) }
     }
 
     /// The value of an attribute.
@@ -47,7 +40,8 @@ impl UnionFs {
         let name = stored(name).map_err(|_| Errno::NODATA)?;
         let fd = node.pin(self.index())?;
         let mut value = xattr::get(Target::Fd(fd.as_fd()), &name)?;
-        if is_acl(&name) {
+        if acl::is_name(&name) {
+            self.stack.unmap_acl(node.layer(), &mut value);
             self.shown_acl(&mut value);
         }
         Ok(value)
@@ -103,14 +97,14 @@ impl UnionFs {
         self.up(&node, Need::Attributes)?;
         let _still = node.hold_still();
         let fd = node.pin(self.index())?;
-        if is_acl(&name) {
-            let mut acl = value.to_vec();
-            self.stored_acl(&mut acl);
-            xattr::set(Target::Fd(fd.as_fd()), &name, &acl, flags)?;
+        if acl::is_name(&name) {
+            let mut value = value.to_vec();
+            self.stored_acl(&mut value);
+            xattr::set(Target::Fd(fd.as_fd()), &name, &value, flags)?;
         } else {
             xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
         }
-        if name == ACCESS_ACL {
+        if name == acl::ACCESS {
             // acl_set in the kernel: the set-group-ID bit is for members of the group.
             let st = file::stat_fd(&*fd)?;
             if st.mode & 0o2000 != 0 && !caller.keeps_setid() && !self.is_member(caller, st.gid) {
@@ -132,7 +126,7 @@ impl UnionFs {
             let fd = node.pin(self.index())?;
             match xattr::get(Target::Fd(fd.as_fd()), &name) {
                 // vfs_remove_acl in the kernel: there may be none.
-                Err(Errno::NODATA) if is_acl(&name) => return Ok(()),
+                Err(Errno::NODATA) if acl::is_name(&name) => return Ok(()),
                 found => found?,
             };
         }

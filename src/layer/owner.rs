@@ -1,14 +1,22 @@
 //! Owner and permissions of objects in layers that keep them in an attribute.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 
 use rustix::fs::{FileType, XattrFlags};
 
 use crate::error::{Errno, Result};
+use crate::format::mountinfo;
 use crate::format::override_stat::{self, Override};
 use crate::sys::file::Stat;
 use crate::sys::xattr::{self, Target};
+
+/// The mounts that translate owners, by their numbers; none where the table cannot be read.
+pub fn idmapped_mounts() -> HashSet<u64> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    mountinfo::parse(&table).into_iter().filter(|entry| entry.idmapped).map(|entry| entry.id).collect()
+}
 
 /// The attribute of a layer, if its root has one.
 pub fn attribute(root: impl AsFd) -> Result<Option<&'static OsStr>> {

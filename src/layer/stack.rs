@@ -1,14 +1,16 @@
 //! The layers of a mount, topmost first, and what their filesystems permit.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::config::ids::Ids;
 use crate::config::{Options, Permissions, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Namespace};
-use crate::format::override_stat;
+use crate::format::{acl, override_stat};
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
@@ -17,7 +19,7 @@ use crate::layer::work::WorkDir;
 use crate::layer::{marks, owner};
 use crate::sys::file::{self, Stat};
 use crate::sys::xattr::Target;
-use crate::sys::{cred, mount};
+use crate::sys::{cred, mount, place};
 
 /// The upper's place in a writable stack.
 pub const UPPER: LayerId = 0;
@@ -57,6 +59,8 @@ struct Layer {
     plain_names: AtomicBool,
     /// The attribute that owners and permissions are kept in.
     owner: Option<&'static OsStr>,
+    /// Its mount translates owners, so that they are those that our mount shows.
+    idmapped: bool,
 }
 
 /// The layers of a mount.
@@ -68,6 +72,7 @@ pub struct Stack {
     init_work: Option<WorkDir>,
     identity: Identity,
     namespace: Namespace,
+    ids: Ids,
     volatile: bool,
     follow_redirects: bool,
     wh_upper: bool,
@@ -90,7 +95,10 @@ impl Stack {
         let identity = Identity::default();
         let mut layers: Vec<Layer> = Vec::new();
         let writable = fds.upper.is_some();
-        let mut push = |role, fd: OwnedFd| -> Result<()> {
+        // Container engines give lowers on mounts that translate owners already, and our options besides.
+        let idmapped = if options.ids.is_identity() { HashSet::new() } else { owner::idmapped_mounts() };
+        let translates = |fd: &OwnedFd| place::mount_id(fd).is_some_and(|id| idmapped.contains(&id));
+        let mut push = |role, fd: OwnedFd, idmapped: bool| -> Result<()> {
             let id = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
             let root = Dir::root(id, fd, &cache)?;
             identity.add(root.id().0, root.fd()?.as_fd());
@@ -110,20 +118,22 @@ impl Stack {
                 }
                 (found, _) => found,
             };
-            layers.push(Layer { role, root, plain_names, owner });
+            // A clone of a mount translates as that does, but is in no table: asked before.
+            layers.push(Layer { role, root, plain_names, owner, idmapped });
             Ok(())
         };
         let mut work = None;
         if let Some((upper, workdir)) = fds.upper {
-            push(Role::Upper, upper)?;
+            push(Role::Upper, upper, false)?;
             work = Some(WorkDir::open(workdir, &cache, userxattr)?);
         }
         if let Some(init) = fds.init {
-            push(Role::Init, init)?;
+            push(Role::Init, init, false)?;
         }
         let private = |lower: OwnedFd| mount::clone_read_only(&lower).ok().unwrap_or(lower);
         for lower in fds.lowers {
-            push(Role::Lower, private(lower))?;
+            let idmapped = translates(&lower);
+            push(Role::Lower, private(lower), idmapped)?;
         }
         let bottom = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
         let data = fds
@@ -160,6 +170,7 @@ impl Stack {
             init_work,
             identity,
             namespace,
+            ids: options.ids.clone(),
             volatile: options.volatile,
             follow_redirects: options.redirect_dir != RedirectDir::NoFollow,
             wh_upper: options.wh_upper,
@@ -229,12 +240,37 @@ impl Stack {
         self.layers.iter().any(|l| l.owner.is_some())
     }
 
+    /// Whether a layer has the owners that the mount shows.
+    pub fn is_idmapped(&self, layer: LayerId) -> bool {
+        self.layers.get(usize::from(layer)).is_some_and(|l| l.idmapped)
+    }
+
+    /// How owners are translated between the layers and the mount.
+    pub fn ids(&self) -> &Ids {
+        &self.ids
+    }
+
+    /// Makes the owner of an object of a layer the one that it would have in the others.
+    pub fn unmap(&self, layer: LayerId, st: &mut Stat) {
+        if self.is_idmapped(layer) {
+            (st.uid, st.gid) = (self.ids.users.stored(st.uid), self.ids.groups.stored(st.gid));
+        }
+    }
+
+    /// The same for the value of an ACL.
+    pub fn unmap_acl(&self, layer: LayerId, acl: &mut [u8]) {
+        if self.is_idmapped(layer) {
+            acl::map_ids(acl, |id| self.ids.users.stored(id), |id| self.ids.groups.stored(id));
+        }
+    }
+
     /// Attributes of the object of a layer behind `fd`, with the owner and permissions that the layer keeps.
     ///
     /// # Errors
     /// Those of fstat(2); EINVAL for malformed ones.
     pub fn stat(&self, layer: LayerId, fd: impl AsFd) -> Result<Stat> {
         let mut st = file::stat_fd(&fd)?;
+        self.unmap(layer, &mut st);
         if let Some(name) = self.owner_attribute(layer) {
             owner::apply(Target::fd(&fd), name, &mut st)?;
         }

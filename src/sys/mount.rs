@@ -104,8 +104,7 @@ pub struct FuseMount<'a> {
 /// # Errors
 /// ENOENT or ENODEV: no /dev/fuse; EPERM: no right to mount.
 pub fn mount_fuse(at: &Path, options: &FuseMount<'_>) -> Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
-    let dev = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let dev = super::fuse::Device::open()?;
     let mut data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
         dev.as_raw_fd(),

@@ -120,7 +120,8 @@ fn file_id(fd: impl AsFd) -> Result<FileId> {
     rustix::fs::fstat(fd).map(|st| (st.st_dev, st.st_ino))
 }
 
-fn mount_id(fd: impl AsFd) -> Option<u64> {
+/// The number in the mount table of the mount that a descriptor was reached by; `None` before Linux 5.8.
+pub fn mount_id(fd: impl AsFd) -> Option<u64> {
     let st = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
     (st.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(st.stx_mnt_id)
 }

@@ -35,7 +35,7 @@ pub struct Reporter {
 const READY: u8 = b'+';
 const FAILED: u8 = b'-';
 
-/// Splits off a daemon: in a session of its own, with umask 0 and without inherited descriptors but the standard
+/// Splits off a daemon: in a process group of its own, with umask 0 and without inherited descriptors but the standard
 /// ones. To be called while the process has one thread only.
 ///
 /// # Errors
@@ -43,7 +43,10 @@ const FAILED: u8 = b'-';
 pub fn fork() -> Result<Fork> {
     let fork = split()?;
     if let Fork::Child(reporter) = &fork {
-        rustix::process::setsid()?;
+        // Out of reach of the terminal's signals. Not a session of its own: the scheduler may put each
+        // session into a group (autogroups, sched(7)), and who is served from within his own group
+        // stays on his CPU when he is answered.
+        rustix::process::setpgid(None, None)?;
         rustix::process::umask(Mode::empty());
         close_all_but(&reporter.pipe);
     }

@@ -278,3 +278,70 @@ fn fuse_overlayfs_keeps_them_in_the_same_form() {
         unmount(&u);
     }
 }
+
+/// Makes the directory of the first argument appear on the second with owners 0 to 65535 as 100000 to 165535.
+const IDMAP: &str = r#"
+import ctypes, os, signal, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*args):
+    result = libc.syscall(*args)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+ready, go = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    libc.unshare(0x10000000)
+    os.write(ready[1], b'x')
+    signal.pause()
+os.read(ready[0], 1)
+try:
+    for kind in 'uid', 'gid':
+        with open(f'/proc/{child}/{kind}_map', 'w') as f:
+            f.write('0 100000 65536')
+    namespace = os.open(f'/proc/{child}/ns/user', os.O_RDONLY)
+    tree = call(428, -100, sys.argv[1].encode(), 1 | os.O_CLOEXEC)
+    attr = struct.pack('QQQQ', 0x100000, 0, 0, namespace)
+    call(442, tree, b'', 0x1000, attr, len(attr))
+    call(429, tree, b'', -100, sys.argv[2].encode(), 4)
+finally:
+    os.kill(child, signal.SIGKILL)
+"#;
+
+/// Container engines translate the owners of lowers twice: by the mount that these are on, and by our options.
+#[test]
+fn lowers_on_idmapped_mounts() {
+    need_unionfs!();
+    let u = layers();
+    dir(u.dir().join("mapped"));
+    set_xattr(u.lower(0, "d/some"), ACCESS, &acl_for(9, 0o640));
+    let mut command = std::process::Command::new("python3");
+    command.args(["-c", IDMAP]).arg(u.lower(0, "")).arg(u.dir().join("mapped"));
+    let out = command.output().unwrap();
+    if !out.status.success() {
+        return common::skip(&format!("the kernel has no idmapped mounts: {}", common::text(&out)));
+    }
+    let maps = "uidmapping=:0:100000:65536,gidmapping=:0:100000:65536";
+    quiet(helper(&u, &["-o", &format!("lowerdir=mapped,upperdir=upper,workdir=work,{maps}"), "mnt"]));
+    let show = || script(u.dir(), &[], "cd mnt/d; stat -c '%n %u:%g %a' *");
+    let seen = show();
+    for line in [
+        "root 100000:100000 644",
+        "some 100005:100006 670",
+        "none 105000:105000 644",
+        "link 100005:100006 777",
+    ] {
+        assert!(seen.lines().any(|l| l == line), "no line {line:?} in:\n{seen}");
+    }
+    assert_eq!(xattr(u.at("d/some"), ACCESS), Some(acl_for(100_009, 0o640)));
+    // Copied up, all is as it was, and the upper has the owners of the layers.
+    script(u.dir(), &[], "cd mnt/d; for name in *; do touch -h -d @1 $name; done");
+    assert_eq!(show(), seen);
+    assert_eq!(xattr(u.at("d/some"), ACCESS), Some(acl_for(100_009, 0o640)));
+    assert_eq!(xattr(u.upper("d/some"), ACCESS), Some(acl_for(9, 0o640)));
+    unmount(&u);
+    let stored =
+        script(u.dir(), &[], "stat -c '%n %u:%g' upper/d/root upper/d/some upper/d/none upper/d/link");
+    assert_eq!(stored, "upper/d/root 0:0\nupper/d/some 5:6\nupper/d/none 5000:5000\nupper/d/link 5:6\n");
+    rustix::mount::unmount(u.dir().join("mapped"), rustix::mount::UnmountFlags::DETACH).unwrap();
+}
