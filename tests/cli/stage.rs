@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -111,13 +111,16 @@ impl Stage {
 
     /// Process ids of living daemons that hold something below the stage open.
     pub fn daemons(&self) -> Vec<u32> {
-        let root = self.path("");
+        // By what they are: a daemon reaches its layers by clones of their mounts, which have no paths.
+        let id = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+        let below = ["a", "b", "u", "i", ".u.work", ".u.work/work", ".u.work/index", ".i.work"];
+        let below: Vec<_> = below.iter().filter_map(|name| id(&self.path(name))).collect();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
             let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
             let is_ours = fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == Path::new(PROGRAM));
-            let holds = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(&root));
+            let holds = |fd: fs::DirEntry| id(&fd.path()).is_some_and(|id| below.contains(&id));
             if is_ours && fds.flatten().any(holds) {
                 found.push(pid);
             }
