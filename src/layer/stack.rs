@@ -75,6 +75,7 @@ pub struct Stack {
     ids: Ids,
     volatile: bool,
     follow_redirects: bool,
+    wh_upper: bool,
 }
 
 /// Directory descriptors kept open at most, by a limit of open files.
@@ -172,6 +173,7 @@ impl Stack {
             ids: options.ids.clone(),
             volatile: options.volatile,
             follow_redirects: options.redirect_dir != RedirectDir::NoFollow,
+            wh_upper: options.wh_upper,
         })
     }
 
@@ -203,9 +205,10 @@ impl Stack {
     /// Whether names of a layer that begin with `.wh.` are whiteouts, in the form of AUFS and of the OCI
     /// image spec (layer.md, "Whiteouts").
     pub fn has_wh_names(&self, layer: LayerId) -> bool {
-        self.layers
-            .get(usize::from(layer))
-            .is_some_and(|l| l.role == Role::Lower && !l.plain_names.load(Ordering::Relaxed))
+        self.layers.get(usize::from(layer)).is_some_and(|l| {
+            (l.role == Role::Lower || (l.role == Role::Upper && self.wh_upper))
+                && !l.plain_names.load(Ordering::Relaxed)
+        })
     }
 
     /// Whether a layer's entry of this name is a mark, not an entry. In a writable layer only the opaque
