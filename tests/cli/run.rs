@@ -82,6 +82,7 @@ fn the_content_of_volumes_stays_out_of_the_upper() {
     let stage = Stage::new();
     fs::create_dir_all(stage.path("vol/sub")).unwrap();
     fs::write(stage.path("vol/file"), "host\n").unwrap();
+    fs::create_dir(stage.path("a/etc")).unwrap();
     // A symlink of the layer must not lead out of the tree.
     std::os::unix::fs::symlink("/", stage.path("a/root")).unwrap();
     std::os::unix::fs::symlink("../../../../etc", stage.path("a/up")).unwrap();
