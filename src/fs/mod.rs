@@ -108,6 +108,8 @@ pub struct UnionFs {
     acl: bool,
     /// Every directory has one link.
     static_nlink: bool,
+    /// Times without a part of a second are shown one nanosecond later.
+    for_comparison: bool,
 }
 
 impl UnionFs {
@@ -131,6 +133,7 @@ impl UnionFs {
             parts: found.parts.into(),
             ..State::default()
         });
+        let for_comparison = options.for_comparison && !stack.is_writable();
         Ok(Self {
             stack,
             table,
@@ -144,6 +147,7 @@ impl UnionFs {
             noatime: options.atime == Atime::No,
             acl: options.acl,
             static_nlink: options.static_nlink,
+            for_comparison,
         })
     }
 
