@@ -221,6 +221,7 @@ fn prepare(start: Start) -> Result<Served, MountError> {
         tracing::warn!("unknown option ignored: {}", option.to_string_lossy());
     }
     process::raise_open_files();
+    process::keep_no_large_blocks();
     refuse_busy(&config.mountpoint)?;
     // Before anything is created: it might be in a lower layer.
     claim::check(&config.layers, create)?;

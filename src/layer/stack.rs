@@ -81,7 +81,7 @@ pub struct Stack {
 /// Directory descriptors kept open at most, by a limit of open files.
 fn fd_budget() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
-    usize::try_from(limit / 4).unwrap_or(4096).clamp(64, 4096)
+    usize::try_from(limit / 4).unwrap_or(16_384).clamp(64, 16_384)
 }
 
 impl Stack {

@@ -1,5 +1,5 @@
 //! The daemon's process: detaching from the caller, standard descriptors, limits.
-#![allow(unsafe_code)] // fork(2) and close_range(2) have no safe wrapper.
+#![allow(unsafe_code)] // fork(2), close_range(2), mallopt(3) and malloc_trim(3) have no safe wrapper.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -43,9 +43,9 @@ const FAILED: u8 = b'-';
 pub fn fork() -> Result<Fork> {
     let fork = split()?;
     if let Fork::Child(reporter) = &fork {
-        // Out of reach of the terminal's signals. Not a session of its own: the scheduler may put each
-        // session into a group (autogroups, sched(7)), and who is served from within his own group
-        // stays on his CPU when he is answered.
+        // Out of reach of the terminal's signals. Not a session of its own: the scheduler may put each session
+        // into a group (autogroups, sched(7)), and who is served from within his own group stays on his CPU when
+        // he is answered.
         rustix::process::setpgid(None, None)?;
         rustix::process::umask(Mode::empty());
         close_all_but(&reporter.pipe);
@@ -174,6 +174,27 @@ pub fn release_stdio() -> Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)
+}
+
+/// Has large blocks of memory always go back to the system when they are freed. By default glibc keeps more of them
+/// for itself the larger they are (mallopt(3), M_MMAP_THRESHOLD): tables that have grown with millions of objects
+/// would leave holes between smaller things.
+pub fn keep_no_large_blocks() {
+    const LARGE: libc::c_int = 128 << 10;
+    // SAFETY: sets a number; failure leaves the default.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}
+
+/// Gives memory that was freed back to the system. Takes milliseconds after much was used.
+pub fn give_back_memory() {
+    // SAFETY: only touches what the allocator has to itself.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Lets the process open as many files as it may: each directory and open file of the mount needs
