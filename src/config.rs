@@ -96,6 +96,11 @@ pub struct Options {
     /// Names of the upper that begin with `.wh.` are whiteouts unless the layer says otherwise, as in lowers: container
     /// engines write image layers so for programs that mount, and compare them mounted as uppers.
     pub wh_upper: bool,
+    /// A read-only mount shows the modification time of a regular file that has no part of a second one nanosecond
+    /// later. podman and buildah find what a container has changed by comparing its mount to a read-only one of its
+    /// image, take times for equal where either has full seconds only, and those of image layers do, being
+    /// from archives: a change of a file within the second of its time would get lost.
+    pub for_comparison: bool,
     /// Skip every sync (`volatile`).
     pub volatile: bool,
     /// Ignore device nodes (`nodev`).
@@ -154,6 +159,7 @@ impl Default for Options {
             read_only: false,
             userxattr: None,
             wh_upper: false,
+            for_comparison: false,
             volatile: false,
             nodev: false,
             nosuid: false,

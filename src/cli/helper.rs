@@ -144,6 +144,8 @@ pub fn run() -> Result<(), MountError> {
         return remount(&target, &parsed);
     }
     parsed.options.wh_upper = !by_mount;
+    // Called by mount(8) and mount.fuse3(8) there is a source as well.
+    parsed.options.for_comparison = !by_mount && args.paths.len() == 1;
     let config = MountConfig { layers: layers(parsed.layers)?, mountpoint: target, options: parsed.options };
     if by_mount && args.foreground {
         return Ok(());

@@ -113,8 +113,10 @@ impl Binding {
             Errno::XDEV | Errno::NOENT => {
                 "does not exist in the volume that it lies in; create it there".into()
             }
-            Errno::NOTDIR if self.directory => "is not a directory in the tree, but the volume is one".into(),
-            Errno::NOTDIR => "is a directory in the tree, but the volume is none".into(),
+            Errno::NOTDIR | Errno::INVAL if self.directory => {
+                "is not a directory in the tree, but the volume is one".into()
+            }
+            Errno::NOTDIR | Errno::INVAL => "is a directory in the tree, but the volume is none".into(),
             e => format!("cannot be mounted upon: {e}"),
         };
         MountError::path("mount point of the volume", &self.path, reason)

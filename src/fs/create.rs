@@ -157,6 +157,26 @@ impl UnionFs {
         Ok(())
     }
 
+    /// Puts a whiteout under the name itself in the place of one that is a name beside it (`.wh.NAME`), which could not
+    /// be told from that of a directory that has replaced another. Of writable layers, only an image layer of a
+    /// container engine has such.
+    pub(super) fn settle_whiteout(&self, dir: &Writable, name: &OsStr) -> Result<()> {
+        let layer = dir.dir().layer();
+        let Some(wh) = names::wh_name(name).filter(|_| self.stack.has_wh_names(layer)) else { return Ok(()) };
+        let there = |name| match file::stat_at(dir.fd()?, name) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(e),
+        };
+        if !there(&wh)? {
+            return Ok(());
+        }
+        if !there(name)? {
+            self.stack.work(layer)?.new_whiteout(dir, name)?;
+        }
+        dir.unlink(&wh)
+    }
+
     /// Where the new name goes; `None` when the parent must be copied up for it first. The parent's names
     /// must be locked. `known`: the name is known to be missing, because of a whiteout in a layer if there is one.
     ///
@@ -175,7 +195,13 @@ impl UnionFs {
         };
         let slot = slot(&self.stack, whiteout);
         self.note_name(slot.layer, name)?;
-        Ok(parent.part(slot.layer).map(|_| slot))
+        if parent.part(slot.layer).is_none() {
+            return Ok(None);
+        }
+        if slot.whiteout {
+            self.settle_whiteout(&self.writable(parent, slot.layer)?, name)?;
+        }
+        Ok(Some(slot))
     }
 
     /// Makes a new object for the caller by `make`, and its node. `mode`: type and permissions. `stat` gives the attributes

@@ -114,6 +114,8 @@ pub struct UnionFs {
     acl: bool,
     /// Every directory has one link.
     static_nlink: bool,
+    /// Times without a part of a second are shown one nanosecond later.
+    for_comparison: bool,
 }
 
 impl UnionFs {
@@ -135,6 +137,7 @@ impl UnionFs {
         let mut state = State::new([], (found.stat.dev, found.stat.ino));
         state.parts = found.parts.into();
         let (root, _) = table.admit(ROOT, FileType::Directory, layer, || state);
+        let for_comparison = options.for_comparison && !stack.is_writable();
         Ok(Self {
             stack,
             table,
@@ -150,6 +153,7 @@ impl UnionFs {
             chmods: AtomicU64::new(0),
             acl: options.acl,
             static_nlink: options.static_nlink,
+            for_comparison,
         })
     }
 

@@ -39,6 +39,9 @@ impl UnionFs {
             // times and blocks.
             let io = node.io();
             attr.cacheable = !(io.is_mappable() || (st.has_setid() && io.is_passed()));
+            if self.for_comparison && attr.mtime.1 == 0 {
+                attr.mtime.1 = 1;
+            }
         }
         Ok(attr)
     }

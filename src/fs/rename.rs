@@ -270,6 +270,7 @@ impl UnionFs {
     }
 
     fn physical(&self, dir: &Writable, name: &OsStr) -> Result<Target> {
+        self.settle_whiteout(dir, name)?;
         match file::stat_at(dir.fd()?, name) {
             Err(Errno::NOENT) => Ok(Target::Free),
             Err(e) => Err(e),

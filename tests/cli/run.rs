@@ -82,6 +82,7 @@ fn the_content_of_volumes_stays_out_of_the_upper() {
     let stage = Stage::new();
     fs::create_dir_all(stage.path("vol/sub")).unwrap();
     fs::write(stage.path("vol/file"), "host\n").unwrap();
+    fs::create_dir(stage.path("a/etc")).unwrap();
     // A symlink of the layer must not lead out of the tree.
     std::os::unix::fs::symlink("/", stage.path("a/root")).unwrap();
     std::os::unix::fs::symlink("../../../../etc", stage.path("a/up")).unwrap();
@@ -251,4 +252,31 @@ fn an_image_layer_of_an_engine_is_an_upper() {
     fs::remove_dir(stage.path("m/new")).unwrap();
     assert_eq!(names("m"), ["sub"]);
     stage.ok(&["umount", "m"]);
+}
+
+/// What podman compares: a read-only mount of the image, called without a source, and the container's mount.
+#[test]
+fn a_change_within_the_second_shows_in_a_comparison() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new();
+    fs::create_dir(stage.path("w")).unwrap();
+    let whole = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    fs::File::open(stage.path("a/file")).unwrap().set_modified(whole).unwrap();
+    let time = |at: &str| {
+        let meta = fs::metadata(stage.path(at)).unwrap();
+        (meta.mtime(), meta.mtime_nsec())
+    };
+    for (args, at, expected) in [
+        (&["-o", "lowerdir=a:b", "m"][..], "m/file", 1),
+        (&["source", "m", "-o", "lowerdir=a:b"], "m/file", 0),
+        (&["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"], "m/file", 0),
+        (&["mount", "--read-only", "a:b", "m"], "m/file", 0),
+    ] {
+        stage.ok(args);
+        assert_eq!(time(at), (1_700_000_000, expected), "{args:?}");
+        stage.ok(&["umount", "m"]);
+    }
+    assert_eq!(time("a/file"), (1_700_000_000, 0));
 }

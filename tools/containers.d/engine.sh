@@ -171,7 +171,7 @@ case_storage_options() {
     printf '[storage]\ndriver = "overlay"\ngraphroot = "%s"\nrunroot = "%s"\n' "$store/root" "$store/run" >"$W/storage.conf"
     other() {
         # The configuration's own options would come before these.
-        CONTAINERS_STORAGE_CONF=$W/storage.conf podman --root "$store/root" --runroot "$store/run" --storage-driver overlay \
+        CONTAINERS_STORAGE_CONF=$W/storage.conf podman --tmpdir "$store/tmp" --root "$store/root" --runroot "$store/run" --storage-driver overlay \
             "${options[@]}" --storage-opt overlay.mountopt=nodev "$@"
     }
     other import -q "$SHARED/base.tar" localhost/base >/dev/null

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Runs in a container, by its shell: one line for each object of the tree.
 cd /
 find . -xdev ! -path './proc*' ! -path './sys*' ! -path './dev*' ! -path './run*' ! -path './etc/hosts' \

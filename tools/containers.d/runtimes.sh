@@ -25,7 +25,7 @@ case_mount_fuse3() {
 }
 
 case_unionfs_run() {
-    "$PROGRAM" run --help &>/dev/null || skip "has no command to run programs with"
+    [[ $PROGRAM != overlayfs && $("$PROGRAM" run --help 2>&1) == *--volume* ]] || skip "has no command to run programs with"
     make_layers
     local status=0
     mkdir -p "$W/shared"
