@@ -11,7 +11,7 @@
 //! | 3 | [`copy_up`], [`node`] |
 //! | 4 | [`edit`] |
 //! | 5 | [`fs`] |
-//! | 6 | [`fuse`] |
+//! | 6 | [`fuse`], [`oci`] |
 //! | 7 | [`cli`] |
 
 pub mod cli;
@@ -25,4 +25,5 @@ pub mod fuse;
 pub mod layer;
 pub mod merge;
 pub mod node;
+pub mod oci;
 pub mod sys;

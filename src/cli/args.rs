@@ -29,6 +29,8 @@ pub enum Command {
     /// Unmount a tree
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+    /// Show what the upper layer of a mount, or one without a mount, has changed
+    Diff(super::diff::DiffArgs),
     /// Show a union filesystem at work, on sample layers in a temporary directory
     #[command(after_help = "Example:
   unionfs demo

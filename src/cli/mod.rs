@@ -2,7 +2,9 @@
 
 mod args;
 mod demo;
+mod diff;
 pub mod layer_list;
+mod layers;
 mod logging;
 mod made;
 mod mount;
@@ -21,6 +23,7 @@ pub fn run() -> ExitCode {
         args::Command::Mount(args) => mount::run(args),
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),
+        args::Command::Diff(args) => diff::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -185,6 +185,27 @@ pub fn check(layers: &LayerPaths, missing_upper: bool) -> Result<(), MountError>
     Ok(())
 }
 
+/// The layers of an upper that is looked at and stays unchanged: the upper, its init layer, and the rest.
+///
+/// # Errors
+/// Those of [`claim`] that concern the layers; nothing is locked.
+pub fn look(layers: &LayerPaths) -> Result<(OwnedFd, Option<OwnedFd>, LayerFds), MountError> {
+    let without = LayerPaths { work: None, init_work: None, ..layers.clone() };
+    let opened = open(&without)?;
+    check_stacking(&opened.map(|o| o.at.clone()))?;
+    let Some(upper) = opened.upper else {
+        return Err(MountError::option("--upper", "is missing; name the upper layer"));
+    };
+    let fds = LayerFds {
+        upper: None,
+        init: None,
+        init_work: None,
+        lowers: opened.lowers.into_iter().map(|o| o.fd).collect(),
+        data: opened.data.into_iter().map(|o| o.fd).collect(),
+    };
+    Ok((upper.fd, opened.init.map(|o| o.fd), fds))
+}
+
 /// Whether two directories are on one mount, so that a rename from one to the other can work.
 ///
 /// # Errors
