@@ -31,6 +31,10 @@ pub enum Command {
     Umount(UmountArgs),
     /// Show what the upper layer of a mount, or one without a mount, has changed
     Diff(super::diff::DiffArgs),
+    /// Write what an upper layer has changed as a layer of an image
+    Commit(super::commit::CommitArgs),
+    /// Make a directory to be mounted from a layer of an image
+    Apply(super::apply::ApplyArgs),
     /// Show a union filesystem at work, on sample layers in a temporary directory
     #[command(after_help = "Example:
   unionfs demo

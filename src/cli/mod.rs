@@ -1,6 +1,8 @@
 //! The command line.
 
+mod apply;
 mod args;
+mod commit;
 mod demo;
 mod diff;
 pub mod layer_list;
@@ -9,6 +11,7 @@ mod logging;
 mod made;
 mod mount;
 pub mod options;
+mod progress;
 mod umount;
 
 use std::io::Write;
@@ -23,6 +26,8 @@ pub fn run() -> ExitCode {
         args::Command::Mount(args) => mount::run(args),
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),
+        args::Command::Apply(args) => apply::run(&args),
+        args::Command::Commit(args) => commit::run(&args),
         args::Command::Diff(args) => diff::run(&args),
     };
     match result {
@@ -32,6 +37,11 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells the user something that is no failure.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "unionfs: {line}");
 }
 
 /// Tells the user what went wrong. That standard error may be closed is no reason to fail otherwise.

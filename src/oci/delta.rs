@@ -449,7 +449,9 @@ pub(super) fn same(a: &Other, b: &Other) -> Result<bool> {
     }
     match st.kind() {
         FileType::RegularFile if st.size != old.size => return Ok(false),
-        FileType::Symlink if file::readlink(a.dir.fd()?, &a.name)? != file::readlink(b.dir.fd()?, &b.name)? => {
+        FileType::Symlink
+            if file::readlink(a.dir.fd()?, &a.name)? != file::readlink(b.dir.fd()?, &b.name)? =>
+        {
             return Ok(false);
         }
         _ => {}

@@ -21,11 +21,7 @@ use crate::merge::{index, listing};
 use crate::sys::file;
 
 /// Adds to the changes what belongs to them by hardlinks, with the directories on the way, in order.
-pub(super) fn complete(
-    upper: &Upper,
-    changes: &mut Vec<Change>,
-    unchanged: Vec<Change>,
-) -> Outcome<()> {
+pub(super) fn complete(upper: &Upper, changes: &mut Vec<Change>, unchanged: Vec<Change>) -> Outcome<()> {
     let linked: HashSet<(u64, u64)> = changes.iter().filter_map(identity).collect();
     let more = unchanged.into_iter().filter(|c| identity(c).is_some_and(|id| linked.contains(&id)));
     let before = changes.len();
@@ -86,7 +82,11 @@ fn by_index(upper: &Upper, changes: &mut Vec<Change>) -> Outcome<bool> {
             Some(&at) => changes[at].what = What::Other(copy),
             None => {
                 at.insert(path.clone(), changes.len());
-                changes.push(Change { path, kind: changed.then_some(Kind::Changed), what: What::Other(copy) });
+                changes.push(Change {
+                    path,
+                    kind: changed.then_some(Kind::Changed),
+                    what: What::Other(copy),
+                });
             }
         }
         if let Some(left) = &mut entry.left {
@@ -189,7 +189,8 @@ impl<'a> Search<'a> {
             }
             let Found::Other(lower) = lookup(stack, parts, &entry.name)? else { continue };
             if lower.stat.nlink > 1
-                && let Some(origin) = index::origin_of(stack, &lower.dir, &lower.name)?.and_then(|o| o.encode())
+                && let Some(origin) =
+                    index::origin_of(stack, &lower.dir, &lower.name)?.and_then(|o| o.encode())
             {
                 return Ok(Some((self.base.join(&*entry.name), lower, origin)));
             }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use crate::common::files::*;
 use crate::common::{Union, text, tree, unionfs};
-use crate::oracle;
 use crate::need_unionfs;
+use crate::oracle;
 use crate::random::Random;
 
 /// The lines of `unionfs diff` for the layers of a union.
@@ -75,8 +75,15 @@ fn tells_additions_changes_and_deletions() {
     assert_eq!(
         lines(&union),
         [
-            "C /etc", "D /etc/group", "C /etc/passwd", "A /new", "A /new/dir", "A /new/dir/file", "C /usr",
-            "C /usr/lib", "D /usr/lib/a"
+            "C /etc",
+            "D /etc/group",
+            "C /etc/passwd",
+            "A /new",
+            "A /new/dir",
+            "A /new/dir/file",
+            "C /usr",
+            "C /usr/lib",
+            "D /usr/lib/a"
         ]
     );
     check(&union);
@@ -129,8 +136,14 @@ fn renamed_directories_are_there_and_gone() {
     assert_eq!(
         lines(&union),
         [
-            "C /etc", "A /etc/lib", "A /etc/lib/b", "A /etc/lib/b/2", "A /etc/lib/b/3", "A /etc/lib/b/5",
-            "C /usr", "D /usr/lib"
+            "C /etc",
+            "A /etc/lib",
+            "A /etc/lib/b",
+            "A /etc/lib/b/2",
+            "A /etc/lib/b/3",
+            "A /etc/lib/b/5",
+            "C /usr",
+            "D /usr/lib"
         ]
     );
     check(&union);
@@ -160,7 +173,10 @@ fn a_lower_hardlink_is_changed_by_all_its_names() {
     std::fs::remove_file(union.at("one")).unwrap();
     union.remount();
     assert_eq!(get(union.at("three")), "written by one name");
-    assert_eq!(lines(&union), ["C /three", "D /one", "C /usr", "C /usr/two"].map(String::from).to_vec().tap());
+    assert_eq!(
+        lines(&union),
+        ["C /three", "D /one", "C /usr", "C /usr/two"].map(String::from).to_vec().tap()
+    );
     check(&union);
 }
 

@@ -4,5 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod diff;
+mod hostile;
+mod layers;
 mod oracle;
 mod random;
