@@ -29,6 +29,10 @@ pub enum Command {
     /// Unmount a tree
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+    /// List the live mounts
+    List(super::list::ListArgs),
+    /// Show the layers, options and statistics of a mount, or what serves a path in it
+    Inspect(super::inspect::InspectArgs),
     /// Show what the upper layer of a mount, or one without a mount, has changed
     Diff(super::diff::DiffArgs),
     /// Write what an upper layer has changed as a layer of an image

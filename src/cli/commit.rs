@@ -25,7 +25,8 @@ use crate::oci::delta::Upper;
 and prints its digest, its diff ID (the digest of the archive before compression) and its size in
 bytes. The same layers give the same archive.
 
-Example:
+Examples:
+  unionfs commit -o layer.tar.gz /mnt/root
   unionfs commit --upper container/upper --lower image2:image1:base -o layer.tar.zst"
 )]
 pub struct CommitArgs {
@@ -67,9 +68,7 @@ pub fn run(args: &CommitArgs) -> Outcome<()> {
         let reason = "has a name that says no form; let it end in .tar, .tar.gz, .tgz or .tar.zst";
         return Err(MountError::path("archive", &args.output, reason));
     };
-    let Some((layers, options)) = args.layers.named()? else {
-        return Err(MountError::option("--upper", "is missing; name the layers by --upper and --lower"));
-    };
+    let (layers, options) = args.layers.find()?;
     let changes = Upper::open(&layers, &options)?.changes()?;
     let watch = Progress::bars();
     let (written, encoded) = stored(&args.output, |out| {

@@ -13,7 +13,8 @@ use crate::oci::delta::{Change, Upper, What};
 
 /// Arguments of `diff`.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "unionfs diff [--json] --upper DIR --lower LOWER[:LOWER...] [--init DIR]")]
+#[command(override_usage = "unionfs diff [--json] MOUNTPOINT
+       unionfs diff [--json] --upper DIR --lower LOWER[:LOWER...] [--init DIR]")]
 #[command(after_help = "One line for each name, as docker diff prints them:
   A /path                added: the layers below have nothing of the name
   C /path                changed, or a directory with changes in it
@@ -21,7 +22,8 @@ use crate::oci::delta::{Change, Upper, What};
 Only the upper layer is read, and what it says something about. The init layer and what is mounted
 inside the tree do not appear.
 
-Example:
+Examples:
+  unionfs diff /mnt/root
   unionfs diff --upper container/upper --lower image2:image1:base")]
 pub struct DiffArgs {
     #[command(flatten)]
@@ -37,9 +39,7 @@ pub struct DiffArgs {
 /// # Errors
 /// Layers that cannot be read.
 pub fn run(args: &DiffArgs) -> Outcome<()> {
-    let Some((layers, options)) = args.layers.named()? else {
-        return Err(MountError::option("--upper", "is missing; name the layers by --upper and --lower"));
-    };
+    let (layers, options) = args.layers.find()?;
     let changes = Upper::open(&layers, &options)?.changes()?;
     let out = BufWriter::new(io::stdout().lock());
     let printed = if args.json { as_json(&changes, out) } else { as_lines(&changes, out) };
@@ -104,7 +104,7 @@ fn as_json(changes: &[Change], mut out: impl Write) -> io::Result<()> {
 }
 
 /// The word for a type, as find(1) and stat(1) have it.
-fn type_name(kind: FileType) -> &'static str {
+pub fn type_name(kind: FileType) -> &'static str {
     match kind {
         FileType::RegularFile => "file",
         FileType::Directory => "directory",

@@ -5,13 +5,16 @@ mod args;
 mod commit;
 mod demo;
 mod diff;
+mod inspect;
 pub mod layer_list;
 mod layers;
+mod list;
 mod logging;
 mod made;
 mod mount;
 pub mod options;
 mod progress;
+mod record;
 mod umount;
 
 use std::io::Write;
@@ -28,6 +31,8 @@ pub fn run() -> ExitCode {
         args::Command::Demo => demo::run(),
         args::Command::Apply(args) => apply::run(&args),
         args::Command::Commit(args) => commit::run(&args),
+        args::Command::List(args) => list::run(&args),
+        args::Command::Inspect(args) => inspect::run(&args),
         args::Command::Diff(args) => diff::run(&args),
     };
     match result {

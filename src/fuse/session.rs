@@ -206,6 +206,11 @@ impl Mounted {
         self.stopper.clone()
     }
 
+    /// Its number in the mount table, if it was found there, and its place without symlinks.
+    pub fn place(&self) -> (Option<u64>, &Path) {
+        (self.stopper.id, &self.stopper.mount_point)
+    }
+
     /// The statistics of this mount, also for another thread.
     pub fn report(&self) -> Report {
         self.report.clone()

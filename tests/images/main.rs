@@ -6,5 +6,6 @@ mod common;
 mod diff;
 mod hostile;
 mod layers;
+mod live;
 mod oracle;
 mod random;
