@@ -210,9 +210,10 @@ fn prepare(mut config: MountConfig, create: bool) -> Result<Served, MountError> 
     claim.check_mount_point(&config.mountpoint)?;
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])
         .map_err(|e| MountError::System(format!("cannot catch signals: {e}")))?;
+    let state = record::prepare(&config);
     let mounted = session::mount(&config, claim)?;
     made.keep();
-    let recorded = record::record(&config, &mounted);
+    let recorded = record::record(state, &mounted);
     Ok(Served { mounted, signals, recorded })
 }
 

@@ -206,9 +206,9 @@ impl Mounted {
         self.stopper.clone()
     }
 
-    /// Its number in the mount table, if it was found there, and its place without symlinks.
-    pub fn place(&self) -> (Option<u64>, &Path) {
-        (self.stopper.id, &self.stopper.mount_point)
+    /// Its number in the mount table, if it was found there.
+    pub fn id(&self) -> Option<u64> {
+        self.stopper.id
     }
 
     /// The statistics of this mount, also for another thread.

@@ -81,11 +81,12 @@ pub struct MountState {
 }
 
 impl MountState {
-    /// The state of a mount that this process serves from now on, with its number in the mount table and its place.
+    /// The state of a mount that this process is about to make. Not to be called later: the mount may lie over a
+    /// layer, and does not answer before it is served.
     ///
     /// # Errors
     /// Those of resolving the paths and of reading /proc.
-    pub fn new(config: &MountConfig, (mount_id, mountpoint): (Option<u64>, &Path)) -> io::Result<Self> {
+    pub fn new(config: &MountConfig) -> io::Result<Self> {
         let pid = std::process::id();
         let resolve = |path: &PathBuf| Ok::<Text, io::Error>(Text::from(&*path.canonicalize()?));
         let each = |paths: &[PathBuf]| paths.iter().map(resolve).collect::<io::Result<Vec<_>>>();
@@ -95,8 +96,8 @@ impl MountState {
             pid,
             started: start_of(pid).ok_or(io::ErrorKind::NotFound)?,
             since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-            mount_id,
-            mountpoint: Text::from(mountpoint),
+            mount_id: None,
+            mountpoint: Text::from(&*config.mountpoint.canonicalize()?),
             upper: layers.upper.as_ref().map(resolve).transpose()?,
             work: layers.work.as_ref().map(resolve).transpose()?,
             init: layers.init.as_ref().map(resolve).transpose()?,
