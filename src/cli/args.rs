@@ -29,6 +29,8 @@ pub enum Command {
     /// Unmount a tree
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+    /// Keep images: import, mount, commit and export them
+    Image(super::image::ImageArgs),
     /// List the live mounts
     List(super::list::ListArgs),
     /// Show the layers, options and statistics of a mount, or what serves a path in it

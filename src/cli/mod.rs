@@ -5,6 +5,7 @@ mod args;
 mod commit;
 mod demo;
 mod diff;
+mod image;
 mod inspect;
 pub mod layer_list;
 mod layers;
@@ -31,6 +32,7 @@ pub fn run() -> ExitCode {
         args::Command::Demo => demo::run(),
         args::Command::Apply(args) => apply::run(&args),
         args::Command::Commit(args) => commit::run(&args),
+        args::Command::Image(args) => image::run(args),
         args::Command::List(args) => list::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
         args::Command::Diff(args) => diff::run(&args),

@@ -12,12 +12,12 @@ use std::sync::Arc;
 
 use rustix::fs::RenameFlags;
 
-use super::Watch;
 use super::codec::{Compression, Decoder};
 use super::digest::{Digest, Digesting};
 use super::ids::IdMap;
 use super::tar::{Fault, Limits, Reader};
 use super::unpack::Unpack;
+use super::{Watch, Watched};
 use crate::config::Options;
 use crate::error::{Errno, MountError, Outcome};
 use crate::layer::claim::explain;
@@ -66,6 +66,8 @@ pub struct Applied {
     pub size: u64,
     /// What was left out, one sentence each.
     pub notes: Vec<String>,
+    /// Whether the directory would be another above other layers: it has copies of what lies below.
+    pub depends: bool,
     /// How the archive was compressed.
     pub compression: Option<Compression>,
 }
@@ -204,7 +206,7 @@ pub fn apply(
     let refuse = |fault: Fault| MountError::path("layer", name, fault.to_string());
     let lowers = below(&wanted.lowers)?;
     let staging = Staging::new(target, wanted.userxattr)?;
-    let watched = Watched { inner: from, watch };
+    let watched = Watched::new(from, watch);
     let decoder = Decoder::new(Digesting::new(watched)).map_err(|e| refuse(e.into()))?;
     let compression = decoder.compression();
     let mut reader = Reader::new(Digesting::new(decoder), wanted.limits);
@@ -212,7 +214,7 @@ pub fn apply(
     while let Some(entry) = reader.next_entry().map_err(refuse)? {
         unpack.entry(&entry, &mut reader).map_err(refuse)?;
     }
-    let notes = unpack.finish().map_err(refuse)?;
+    let (notes, depends) = unpack.finish().map_err(refuse)?;
     let (decoder, diff_id, archive_size) = reader.finish().map_err(refuse)?.finish();
     let (_, digest, size) = decoder.finish().map_err(|e| refuse(e.into()))?.finish();
     for (what, wanted, found) in [("digest", wanted.digest, digest), ("diff ID", wanted.diff_id, diff_id)] {
@@ -233,20 +235,7 @@ pub fn apply(
         archive_size,
         size,
         notes,
+        depends,
         compression: Some(compression),
     })
-}
-
-/// Reads and tells how much.
-struct Watched<'a, R> {
-    inner: R,
-    watch: &'a dyn Watch,
-}
-
-impl<R: Read> Read for Watched<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.watch.step(n as u64);
-        Ok(n)
-    }
 }

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, major, minor};
 
-use super::Watch;
 use super::attributes::{Xattrs, of_dir, of_entry};
 use super::delta::{Change, What, open_data, unreadable};
 use super::links::identity;
 use super::tar::{Entry, EntryKind, Writer};
+use super::{Watch, Watched};
 use crate::error::{Errno, MountError, Outcome};
 use crate::format::names;
 use crate::merge::attr::Attr;
@@ -159,7 +159,7 @@ impl<W: Write> Layer<'_, W> {
         let kind = match st.kind() {
             FileType::RegularFile => {
                 let content = File::from(open_data(&Data::of(other))?);
-                let content = Watched { inner: content, watch: self.watch };
+                let content = Watched::new(content, self.watch);
                 return self.add(entry(path, EntryKind::File(st.size), st, xattrs), content);
             }
             FileType::Symlink => EntryKind::Symlink(file::readlink(other.dir.fd()?, &other.name)?.into_vec()),
@@ -206,18 +206,4 @@ fn entry(path: &[u8], kind: EntryKind, st: &Stat, xattrs: Xattrs) -> Entry {
 fn empty_file(path: Vec<u8>) -> Entry {
     let kind = EntryKind::File(0);
     Entry { path, kind, mode: WHITEOUT_MODE, uid: 0, gid: 0, mtime: (0, 0), xattrs: Xattrs::new() }
-}
-
-/// Reads and tells how much.
-struct Watched<'a, R> {
-    inner: R,
-    watch: &'a dyn Watch,
-}
-
-impl<R: Read> Read for Watched<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.watch.step(n as u64);
-        Ok(n)
-    }
 }

@@ -49,6 +49,8 @@ pub(super) struct Unpack<'a> {
     dirs: HashMap<Vec<u8>, usize>,
     pending: Vec<(Writable, Entry)>,
     notes: Vec<String>,
+    /// Whether anything is as it is because of the layers below.
+    depends: bool,
     buffer: Vec<u8>,
 }
 
@@ -87,6 +89,7 @@ impl<'a> Unpack<'a> {
             dirs: HashMap::new(),
             pending: Vec::new(),
             notes: Vec::new(),
+            depends: false,
             buffer: vec![0; BUFFER],
         };
         // Unless the archive has it: that of the layers below, or what a new directory has.
@@ -99,8 +102,8 @@ impl<'a> Unpack<'a> {
         self.make(entry, content).map_err(|why| explain(&entry.path, why))
     }
 
-    /// Sets what was put off; gives notes of what was left out.
-    pub(super) fn finish(mut self) -> std::result::Result<Vec<String>, Fault> {
+    /// Sets what was put off; gives notes of what was left out, and whether anything depends on the layers below.
+    pub(super) fn finish(mut self) -> std::result::Result<(Vec<String>, bool), Fault> {
         // From the deepest: a directory may forbid to be entered.
         while let Some((dir, entry)) = self.pending.pop() {
             let fd = match dir.fd() {
@@ -111,7 +114,7 @@ impl<'a> Unpack<'a> {
             };
             self.attributes(&*fd, &entry).map_err(|why| explain(&entry.path, why))?;
         }
-        Ok(self.notes)
+        Ok((self.notes, self.depends))
     }
 
     fn make(&mut self, entry: &Entry, content: &mut impl Read) -> Done {
@@ -163,7 +166,7 @@ impl<'a> Unpack<'a> {
     }
 
     /// What a directory that the archive does not mention is like: as below, where it is merged with that.
-    fn implied(&self, path: &[u8]) -> Entry {
+    fn implied(&mut self, path: &[u8]) -> Entry {
         let new = Entry {
             path: path.to_vec(),
             kind: EntryKind::Dir,
@@ -176,14 +179,15 @@ impl<'a> Unpack<'a> {
         let Some(Ok(Found::Dir(dir))) = self.lowers.map(|stack| find(stack, path)) else { return new };
         let xattrs = dir.parts.first().and_then(|part| super::attributes::of_dir(part).ok());
         let st = dir.stat;
-        Entry {
+        let below = Entry {
             mode: st.mode & 0o7777,
             uid: st.uid,
             gid: st.gid,
-            mtime: st.mtime,
             xattrs: xattrs.unwrap_or_default(),
-            ..new
-        }
+            ..new.clone()
+        };
+        self.depends |= below != new;
+        below
     }
 
     /// Goes to a directory, making what is missing.
@@ -336,6 +340,7 @@ impl<'a> Unpack<'a> {
             return refused("is a link to what is no file of a layer below");
         }
         self.clear(dir, name)?;
+        self.depends = true;
         let from = open_data(&Data::of(&lower))?;
         let to = dir.create(name, OFlags::RDWR, 0o600, &Caller::daemon())?;
         copy_data(&from, &to, lower.stat.size)?;

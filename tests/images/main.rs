@@ -9,3 +9,4 @@ mod layers;
 mod live;
 mod oracle;
 mod random;
+mod store;
