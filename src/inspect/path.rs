@@ -70,7 +70,7 @@ pub fn held(layers: &LayerPaths, options: &Options, path: &Path) -> Outcome<Vec<
 fn look(stack: &Stack, path: &Path) -> Result<Vec<Held>> {
     let mut found = root(stack)?;
     let Some(name) = path.file_name() else {
-        return Ok(found.parts.iter().map(|part| whole(part, part.path(), true)).collect::<Result<_>>()?);
+        return found.parts.iter().map(|part| whole(part, part.path(), true)).collect();
     };
     for step in path.parent().into_iter().flat_map(Path::iter) {
         match lookup(stack, &found.parts.into(), step)? {

@@ -14,8 +14,7 @@ fn json(args: &[&Path]) -> serde_json::Value {
 
 fn listed(mnt: &Path) -> Option<serde_json::Value> {
     let all = json(&[Path::new("list"), Path::new("--json")]);
-    let found = all.as_array().unwrap().iter().find(|m| m["mountpoint"] == mnt.to_str().unwrap()).cloned();
-    found
+    all.as_array().unwrap().iter().find(|m| m["mountpoint"] == mnt.to_str().unwrap()).cloned()
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl Yard {
         assert!(out.status.code() == Some(1) && text(&out).contains(says), "{args:?}: {}", text(&out));
     }
 
-    /// An image of two layers.
+    /// Two images of two layers, of which they share the lower.
     fn build(&self) {
         let container = self.engine("buildah", &["from", "scratch"]);
         let root = PathBuf::from(self.engine("buildah", &["mount", &container]));
@@ -58,13 +58,16 @@ impl Yard {
         put(root.join("tmp/old"), "old");
         chmod(root.join("tmp"), 0o1777);
         self.engine("buildah", &["commit", "-q", &container, "localhost/base:1"]);
+        self.engine("buildah", &["umount", &container]);
+        let first = self.engine("buildah", &["from", "localhost/base:1"]);
+        let root = PathBuf::from(self.engine("buildah", &["mount", &first]));
         std::fs::remove_file(root.join("usr/lib/three")).unwrap();
         std::fs::remove_dir_all(root.join("tmp")).unwrap();
         put(root.join("tmp/new"), "new");
         put(root.join("etc/group"), "wheel");
-        self.engine("buildah", &["config", "--cmd", "[\"/bin/sh\"]", "--env", "A=b", &container]);
-        self.engine("buildah", &["umount", &container]);
-        self.engine("buildah", &["commit", "-q", &container, "localhost/two:1"]);
+        self.engine("buildah", &["config", "--cmd", "[\"/bin/sh\"]", "--env", "A=b", &first]);
+        self.engine("buildah", &["umount", &first]);
+        self.engine("buildah", &["commit", "-q", &first, "localhost/two:1"]);
         let second = self.engine("buildah", &["from", "localhost/base:1"]);
         let root = PathBuf::from(self.engine("buildah", &["mount", &second]));
         std::fs::remove_file(root.join("usr/lib/three")).unwrap();
