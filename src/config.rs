@@ -1,7 +1,11 @@
 //! What a mount is made of: its layers and options, as the command line or a caller gives them.
 
+pub mod ids;
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ids::Ids;
 
 /// The directories of a mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,6 +60,31 @@ pub enum Atime {
     Strict,
 }
 
+/// Whether requests come over io_uring (`io_uring=`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum IoUring {
+    /// Where the kernel permits it (`auto`).
+    #[default]
+    Auto,
+    /// Not mounting at all where it does not (`on`).
+    On,
+    /// Never (`off`).
+    Off,
+}
+
+/// Where owner and permissions of a file are kept (`xattr_permissions=`), for layers on filesystems, or of
+/// users, that cannot have other owners. The forms are those of fuse-overlayfs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Permissions {
+    /// In the inode (`0`).
+    #[default]
+    Inode,
+    /// In `security.fuseoverlayfs.override_stat`, which takes privilege (`1`).
+    Privileged,
+    /// In `user.containers.override_stat` (`2`).
+    Containers,
+}
+
 /// Options of a mount (`-o`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -82,7 +111,10 @@ pub struct Options {
     pub dirsync: bool,
     /// Other users may enter (`allow_other`; the default for root).
     pub allow_other: Option<bool>,
-    /// Worker threads; `None` takes the default for the machine (`threads=N`).
+    /// The way that requests come (`io_uring=on|off|auto`).
+    pub io_uring: IoUring,
+    /// The most worker threads, with io_uring for each CPU; `None` takes the default for the machine
+    /// (`threads=N`).
     pub threads: Option<usize>,
     /// Name shown as the source in the mount table (`fsname=`).
     pub fsname: Option<String>,
@@ -99,6 +131,18 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// A file that a detached mount appends its log to (`log=PATH`).
     pub log: Option<PathBuf>,
+    /// How owners are translated between the layers and the mount.
+    pub ids: Ids,
+    /// Where owners and permissions are kept.
+    pub permissions: Permissions,
+    /// Every directory has one link (`static_nlink`).
+    pub static_nlink: bool,
+    /// POSIX ACLs; without, there are none in the mount (`noacl`).
+    pub acl: bool,
+    /// The label of all files for SELinux (`context=`).
+    pub context: Option<String>,
+    /// The mount is not propagated to peers of the mount that it lies on (`private`).
+    pub private: bool,
 }
 
 impl Default for Options {
@@ -115,6 +159,7 @@ impl Default for Options {
             sync: false,
             dirsync: false,
             allow_other: None,
+            io_uring: IoUring::Auto,
             threads: None,
             fsname: None,
             passthrough: true,
@@ -123,6 +168,12 @@ impl Default for Options {
             index: true,
             timeout: None,
             log: None,
+            ids: Ids::default(),
+            permissions: Permissions::Inode,
+            static_nlink: false,
+            acl: true,
+            context: None,
+            private: false,
         }
     }
 }

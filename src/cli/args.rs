@@ -47,6 +47,11 @@ pub enum Command {
 
 Needs /dev/fuse and the right to mount. Everything is unmounted and removed at the end.")]
     Demo,
+    /// Write completions for shells and manual pages of the commands
+    #[command(hide = true)]
+    #[command(after_help = "Example:
+  unionfs generate target/install")]
+    Generate(GenerateArgs),
 }
 
 /// Arguments of `mount`.
@@ -74,21 +79,40 @@ Needs /dev/fuse and the right to mount. Everything is unmounted and removed at t
   ro, rw                 refuse or permit writes through the mount
   nodev, nosuid, noexec  ignore device nodes, set-ID bits, programs; dev, suid and exec undo them
   sync                   every write is on the device before it returns; async undoes it
+  private                the mount does not appear in other mount namespaces
+  context=LABEL          the label of all files for SELinux; in quotes when it has commas
   noatime, relatime, strictatime, nodiratime, dirsync
                          flags of the mount, as in mount(8); access times are those of the layers
   allow_other[=on|off]   let other users in (the default for root)
   default_permissions    accepted; always so
   timeout=SECONDS        how long the kernel may keep names and attributes (default: no limit)
   passthrough=on|off     let the kernel read and write files itself where permitted (default: on)
-  threads=N              worker threads (default: two per CPU, 4 to 16)
+  io_uring=on|off|auto   let requests come over io_uring, which is much faster and must be permitted by
+                         the kernel: by Y in /sys/module/fuse/parameters/enable_uring, Linux 6.14
+                         (default: auto, where permitted; on: no mount without it)
+  uidmapping=LAYER-ID:SHOWN-ID:COUNT[:...], gidmapping=LAYER-ID:SHOWN-ID:COUNT[:...]
+                         owners that the mount shows for those in the layers, and stores for those
+                         that make and change files
+  squash_to_uid=UID, squash_to_gid=GID, squash_to_root
+                         show every file as owned by this user, this group, or root
+  xattr_permissions=0|1|2
+                         keep owners and modes in attributes of the files, of security. (1) or of
+                         user. (2), for filesystems and users that cannot set them (default: 0)
+  static_nlink           every directory has one link
+  noacl                  no POSIX ACLs in the mount
+  threads=N              the most worker threads (default: two per CPU, 4 to 16; with io_uring the
+                         most for each CPU, 8)
   fsname=NAME            source shown in the mount table (default: unionfs)
+  fsync=0|1, threaded=0|1, clone_fd, max_write=BYTES, subtype=NAME
+                         of fuse-overlayfs: fsync=0 is volatile, threaded=0 is threads=1, the others
+                         mean nothing
   log=FILE               append the log of a detached mount to FILE; SIGUSR1 to the daemon adds its
                          statistics: requests by kind, live objects, memory
 In a value, `\\,` stands for a comma, and in a path `\\:` for a colon and `\\\\` for a backslash.
 
 Environment:
   UNIONFS_LOG            what to log: error, warn (the default), info, debug, trace, or a filter
-                         such as unionfs=debug,fuser=info
+                         such as unionfs=debug
 
 Examples:
   unionfs mount lower1:lower2 upper /mnt/root
@@ -196,6 +220,14 @@ pub struct UmountArgs {
     /// Take a tree that is in use out of sight now; it ends when the last file in it is closed
     #[arg(long, short = 'l')]
     pub lazy: bool,
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, clap::Args)]
+pub struct GenerateArgs {
+    /// An existing directory for the files
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
 }
 
 #[cfg(test)]

@@ -17,7 +17,6 @@ use super::layers::state_of;
 use super::made::Made;
 use super::mount;
 use super::progress::Progress;
-use crate::config::Options;
 use crate::error::{MountError, Outcome};
 use crate::oci::codec::{Compression, Encoder};
 use crate::oci::delta::Upper;
@@ -315,7 +314,7 @@ fn commit_image(
             "has no image of this store mounted; mount one by unionfs image mount, or use unionfs commit";
         return Err(MountError::path("mount point", mountpoint, reason));
     };
-    let options = Options { userxattr: state.userxattr, ..Options::default() };
+    let options = state.reading();
     let changes = Upper::open(&layers, &options)?.changes()?;
     let watch = Progress::bars();
     watch.begin("writing", Some(commit::content_size(&changes)));

@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::diff::{printed_all, type_name};
 use super::layers::state_of;
-use crate::config::Options;
 use crate::error::{MountError, Outcome};
 use crate::format::mountinfo;
 use crate::fuse::mounts;
@@ -144,7 +143,7 @@ fn mount(recorded: &Recorded, state: &MountState, json: bool) -> io::Result<Stri
 }
 
 fn of_path(state: &MountState, path: &Path, json: bool) -> Outcome<io::Result<String>> {
-    let options = Options { userxattr: state.userxattr, ..Options::default() };
+    let options = state.reading();
     let names = layers(state);
     let all: Vec<Has> = held(&state.layers(), &options, path)?
         .into_iter()

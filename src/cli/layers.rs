@@ -94,7 +94,7 @@ fn of_mount(mountpoint: &Path) -> Outcome<(LayerPaths, Options)> {
             "has no upper layer, so nothing can have changed",
         ));
     }
-    Ok((layers, Options { userxattr: state.userxattr, ..Options::default() }))
+    Ok((layers, state.reading()))
 }
 
 /// Where a mount of this upper keeps its work directory unless told otherwise, if it is there.

@@ -5,6 +5,8 @@ mod args;
 mod commit;
 mod demo;
 mod diff;
+mod generate;
+mod helper;
 mod image;
 mod inspect;
 pub mod layer_list;
@@ -26,17 +28,24 @@ use crate::error::MountError;
 /// Runs the command that the process was called with. A failure is told in one sentence on standard
 /// error and by exit status 1; clap tells of a wrong usage itself, with status 2.
 pub fn run() -> ExitCode {
-    let result = match args::Args::read().command {
+    if helper::is_meant() {
+        return end(helper::run());
+    }
+    end(match args::Args::read().command {
         args::Command::Mount(args) => mount::run(args),
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),
+        args::Command::Generate(args) => generate::run(&args),
         args::Command::Apply(args) => apply::run(&args),
         args::Command::Commit(args) => commit::run(&args),
         args::Command::Image(args) => image::run(args),
         args::Command::List(args) => list::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
         args::Command::Diff(args) => diff::run(&args),
-    };
+    })
+}
+
+fn end(result: Result<(), MountError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

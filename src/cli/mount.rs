@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
@@ -37,28 +38,55 @@ const WORK_MODE: u32 = 0o700;
 /// # Errors
 /// A sentence that says what is wrong with the arguments or the system. Nothing is left behind.
 pub fn run(args: MountArgs) -> Result<(), MountError> {
-    let create = args.create;
-    let foreground = args.foreground;
-    let config = configure(args)?;
-    if foreground {
+    let (create, foreground) = (args.create, args.foreground);
+    start(Start { config: configure(args)?, create, foreground, ignored: Vec::new() })
+}
+
+/// How a mount begins.
+#[derive(Debug)]
+pub struct Start {
+    /// What is mounted.
+    pub config: MountConfig,
+    /// Directories that are missing are made.
+    pub create: bool,
+    /// This process serves it.
+    pub foreground: bool,
+    /// Options that mean nothing, to be told of in the log.
+    pub ignored: Vec<OsString>,
+}
+
+/// Mounts; returns once the mount answers, or when it has ended if this process serves it.
+///
+/// # Errors
+/// As for [`run`].
+pub fn start(start: Start) -> Result<(), MountError> {
+    if start.foreground {
         logging::to_stderr()?;
         rustix::process::umask(rustix::fs::Mode::empty());
-        let served = prepare(config, create)?;
+        let served = prepare(start)?;
+        tell_manager(NotifyState::Ready);
         return serve(served, Box::new(io::stderr()))
             .map_err(|e| MountError::System(format!("the mount has failed: {e}")));
     }
     // Nothing has started a thread up to here.
     match process::fork() {
         Ok(Fork::Parent(verdict)) => verdict.wait().map_err(MountError::System),
-        Ok(Fork::Child(reporter)) => daemon(config, create, reporter),
+        Ok(Fork::Child(reporter)) => daemon(start, reporter),
         Err(e) => Err(MountError::System(format!("cannot start a daemon: {e}"))),
     }
 }
 
+/// Tells systemd, if that started this process as a service of the type notify (sd_notify(3)).
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        tracing::warn!("cannot notify the service manager: {e}");
+    }
+}
+
 /// The detached process. Never returns into the caller's code.
-fn daemon(config: MountConfig, create: bool, reporter: process::Reporter) -> ! {
-    let log = config.options.log.as_deref().map(logging::to_file).transpose();
-    let (served, log) = match log.and_then(|log| Ok((prepare(config, create)?, log))) {
+fn daemon(start: Start, reporter: process::Reporter) -> ! {
+    let log = start.config.options.log.as_deref().map(logging::to_file).transpose();
+    let (served, log) = match log.and_then(|log| Ok((prepare(start)?, log))) {
         Ok(served) => served,
         Err(e) => {
             reporter.failed(&e.to_string());
@@ -130,6 +158,7 @@ fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
 /// Ends mount and process. Files that are still open in the mount are lost to their users, whom the
 /// signal's sender has decided about.
 fn stop(stopper: &Stopper) -> ! {
+    tell_manager(NotifyState::Stopping);
     match stopper.unmount() {
         Ok(()) => std::process::exit(0),
         Err(e) => {
@@ -190,7 +219,11 @@ fn by_options(layers: NamedLayers, args: MountArgs) -> Result<(LayerPaths, PathB
 }
 
 /// Checks everything, creates what is to be created, mounts.
-fn prepare(mut config: MountConfig, create: bool) -> Result<Served, MountError> {
+fn prepare(start: Start) -> Result<Served, MountError> {
+    let Start { mut config, create, ignored, foreground: _ } = start;
+    for option in ignored {
+        tracing::warn!("unknown option ignored: {}", option.to_string_lossy());
+    }
     process::raise_open_files();
     refuse_busy(&config.mountpoint)?;
     // Before anything is created: it might be in a lower layer.

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::layer_list::{Lowers, split_layers, unescape};
-use crate::config::{Atime, Options, RedirectDir};
+use crate::config::ids::{IdMap, Ids, Ranges};
+use crate::config::{Atime, IoUring, Options, Permissions, RedirectDir};
 use crate::error::MountError;
+use crate::sys::process::overflow_ids;
 
 /// The most worker threads that `threads=` takes.
 pub const MAX_THREADS: usize = 512;
@@ -21,6 +23,34 @@ pub struct Parsed {
     pub layers: NamedLayers,
     /// Options that are none, in their order: refused or only told of, as the caller wishes.
     pub unknown: Vec<OsString>,
+    /// An existing mount is to have the other flags from now on (`remount`).
+    pub remount: bool,
+    owners: Owners,
+}
+
+/// What the options say of owners, until all of them are read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Owners {
+    users: Ranges,
+    groups: Ranges,
+    squash_user: Option<u32>,
+    squash_group: Option<u32>,
+    squash_to_root: bool,
+}
+
+impl Owners {
+    /// A number given alone counts more than root (fuse-overlayfs(1)).
+    fn ids(self) -> Ids {
+        if self == Self::default() {
+            return Ids::default();
+        }
+        let root = self.squash_to_root.then_some(0);
+        let (user, group) = overflow_ids();
+        Ids {
+            users: IdMap::new(self.users, self.squash_user.or(root), user),
+            groups: IdMap::new(self.groups, self.squash_group.or(root), group),
+        }
+    }
 }
 
 /// The layers that options name. An empty path was given as such.
@@ -44,7 +74,8 @@ impl NamedLayers {
 }
 
 /// Reads the values of all `-o`. A later option overrides an earlier one, as with mount(8). `\,` stands
-/// for a comma in a value; in paths, `\:` for a colon and `\\` for a backslash.
+/// for a comma in a value, and a label for SELinux may be quoted; in paths, `\:` for a colon and `\\` for a
+/// backslash.
 ///
 /// # Errors
 /// A wrong value, named.
@@ -55,40 +86,50 @@ pub fn parse(lists: &[OsString]) -> Result<Parsed, MountError> {
             parsed.apply(option)?;
         }
     }
+    // An ACL has a part of the mode in the inode.
+    parsed.options.acl &= parsed.options.permissions == Permissions::Inode;
+    parsed.options.ids = std::mem::take(&mut parsed.owners).ids();
     Ok(parsed)
 }
+
+/// Options whose value may be quoted, since labels have commas (mount(8), "context").
+const QUOTED: [&[u8]; 4] = [b"context=\"", b"fscontext=\"", b"defcontext=\"", b"rootcontext=\""];
 
 /// Splits at the commas that no backslash protects, and takes the backslashes before commas away. Those
 /// before other bytes are left to the reader of the value.
 fn split_options(mut rest: &[u8]) -> Vec<Vec<u8>> {
-    let mut all = vec![Vec::new()];
-    let mut push = |bytes: &[u8], ends: bool| {
-        if let Some(last) = all.last_mut() {
-            last.extend_from_slice(bytes);
-        }
-        if ends {
-            all.push(Vec::new());
-        }
-    };
+    let mut all = Vec::new();
+    let mut option: Vec<u8> = Vec::new();
     loop {
+        if option.is_empty()
+            && let Some(start) = QUOTED.iter().find(|start| rest.starts_with(start)).map(|start| start.len())
+            && let Some(len) = rest[start..].iter().position(|byte| *byte == b'"')
+        {
+            let (quoted, tail) = rest.split_at(start + len + 1);
+            option.extend_from_slice(quoted);
+            rest = tail;
+        }
         rest = match rest {
             [b'\\', b',', tail @ ..] => {
-                push(b",", false);
+                option.push(b',');
                 tail
             }
             [b'\\', b'\\', tail @ ..] => {
-                push(br"\\", false);
+                option.extend_from_slice(br"\\");
                 tail
             }
             [b',', tail @ ..] => {
-                push(b"", true);
+                all.push(std::mem::take(&mut option));
                 tail
             }
             [byte, tail @ ..] => {
-                push(&[*byte], false);
+                option.push(*byte);
                 tail
             }
-            [] => return all,
+            [] => {
+                all.push(option);
+                return all;
+            }
         };
     }
 }
@@ -162,6 +203,27 @@ impl<'a> Given<'a> {
             .ok_or_else(|| self.wrong(format!("takes a number from {} to {}", range.start(), range.end())))
     }
 
+    /// A number of a user or group.
+    fn id(&self) -> Result<u32, MountError> {
+        let id = OsStr::from_bytes(self.text()?).to_str().and_then(|s| s.parse().ok());
+        id.filter(|id| *id != u32::MAX).ok_or_else(|| self.wrong("takes the number of a user or group"))
+    }
+
+    fn ranges(&self) -> Result<Ranges, MountError> {
+        let ranges = OsStr::from_bytes(self.text()?).to_str().and_then(|s| s.parse().ok());
+        ranges.ok_or_else(|| self.wrong("takes LAYER-ID:SHOWN-ID:COUNT, more of them after another colon"))
+    }
+
+    /// The text of a value that may be quoted.
+    fn label(&self) -> Result<String, MountError> {
+        let text = self.text()?;
+        let text = text.strip_prefix(b"\"").and_then(|t| t.strip_suffix(b"\"")).unwrap_or(text);
+        match OsStr::from_bytes(text).to_str() {
+            Some(label) if !label.is_empty() && !label.contains(['"', '\0']) => Ok(label.to_owned()),
+            _ => Err(self.wrong("takes a label of SELinux")),
+        }
+    }
+
     fn seconds(&self) -> Result<Duration, MountError> {
         let text = OsStr::from_bytes(self.text()?).to_str();
         let seconds: Option<f64> = text.and_then(|s| s.parse().ok());
@@ -181,7 +243,11 @@ impl Parsed {
             None => (whole, None),
         };
         let given = Given { whole, value };
-        if !self.apply_layer(name, &given)? && !self.apply_option(name, &given)? {
+        let known = self.apply_layer(name, &given)?
+            || self.apply_owner(name, &given)?
+            || self.apply_generic(name, &given)?
+            || self.apply_option(name, &given)?;
+        if !known {
             self.unknown.push(OsStr::from_bytes(whole).to_owned());
         }
         Ok(())
@@ -201,7 +267,29 @@ impl Parsed {
         Ok(true)
     }
 
-    fn apply_option(&mut self, name: &[u8], given: &Given<'_>) -> Result<bool, MountError> {
+    /// Who owns what, and where that is kept: the options of fuse-overlayfs(1).
+    fn apply_owner(&mut self, name: &[u8], given: &Given<'_>) -> Result<bool, MountError> {
+        let owners = &mut self.owners;
+        match name {
+            b"uidmapping" => owners.users = given.ranges()?,
+            b"gidmapping" => owners.groups = given.ranges()?,
+            b"squash_to_uid" => owners.squash_user = Some(given.id()?),
+            b"squash_to_gid" => owners.squash_group = Some(given.id()?),
+            b"squash_to_root" => owners.squash_to_root = given.flag(true)?,
+            b"xattr_permissions" => {
+                self.options.permissions = given.choice(&[
+                    ("0", Permissions::Inode),
+                    ("1", Permissions::Privileged),
+                    ("2", Permissions::Containers),
+                ])?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The options of every filesystem, as in mount(8).
+    fn apply_generic(&mut self, name: &[u8], given: &Given<'_>) -> Result<bool, MountError> {
         let options = &mut self.options;
         match name {
             b"ro" => options.read_only = given.flag(true)?,
@@ -221,7 +309,28 @@ impl Parsed {
             b"sync" => options.sync = given.flag(true)?,
             b"async" => options.sync = given.flag(false)?,
             b"dirsync" => options.dirsync = given.flag(true)?,
+            b"context" => options.context = Some(given.label()?),
+            b"private" => options.private = given.flag(true)?,
+            b"remount" => self.remount = given.flag(true)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn apply_option(&mut self, name: &[u8], given: &Given<'_>) -> Result<bool, MountError> {
+        let options = &mut self.options;
+        match name {
             b"volatile" => options.volatile = given.flag(true)?,
+            b"fsync" => options.volatile = given.choice(&[("0", true), ("1", false)])?,
+            b"static_nlink" => options.static_nlink = given.flag(true)?,
+            b"noacl" => options.acl = given.flag(false)?,
+            // Of fuse-overlayfs: one worker, or as many as we take.
+            b"threaded" => options.threads = given.choice(&[("0", Some(1)), ("1", None)])?,
+            // Always so: each worker has a clone of the device, and requests are as large as the kernel permits.
+            b"clone_fd" => given.flag(())?,
+            b"max_write" => drop(given.number(0..=usize::MAX)?),
+            // Mounts of ours are known by theirs.
+            b"subtype" => drop(given.text()?),
             b"userxattr" => options.userxattr = Some(given.lone_switch()?),
             b"allow_other" => options.allow_other = Some(given.lone_switch()?),
             // Always so: the kernel checks permissions.
@@ -242,6 +351,10 @@ impl Parsed {
             b"metacopy" => options.metacopy = given.switch()?,
             b"passthrough" => options.passthrough = given.switch()?,
             b"timeout" => options.timeout = Some(given.seconds()?),
+            b"io_uring" => {
+                options.io_uring =
+                    given.choice(&[("on", IoUring::On), ("off", IoUring::Off), ("auto", IoUring::Auto)])?;
+            }
             b"threads" => options.threads = Some(given.number(1..=MAX_THREADS)?),
             b"fsname" => options.fsname = Some(given.utf8()?),
             b"log" => options.log = Some(given.path()?),

@@ -42,7 +42,8 @@ pub enum Content<'a> {
     Later,
 }
 
-/// Makes a copy of the object behind `from` (O_PATH), whose attributes are `st`, for layer `to`.
+/// Makes a copy of the object behind `from` (O_PATH), of the first layer, whose attributes are `st`, as
+/// [`Stack::stat`] gives them, for layer `to`.
 ///
 /// `origin`: recorded in the copy.
 ///
@@ -50,7 +51,7 @@ pub enum Content<'a> {
 /// ENOSPC and the like; EOPNOTSUPP or EPERM when metadata cannot be kept. Nothing is left then.
 pub fn stage<'a>(
     stack: &'a Stack,
-    to: LayerId,
+    (origin_layer, to): (LayerId, LayerId),
     from: BorrowedFd<'_>,
     st: &Stat,
     content: Content<'_>,
@@ -74,6 +75,7 @@ pub fn stage<'a>(
         }
         _ => special(work, from, st)?,
     };
+    metadata::copy(stack, (origin_layer, to), from, &staged.fd, st)?;
     staged.finish(from, st, origin)?;
     staged.sync_data(stack, st)?;
     Ok(staged)
@@ -144,7 +146,6 @@ fn special<'a>(work: &'a WorkDir, from: BorrowedFd<'_>, st: &Stat) -> Result<Sta
 
 impl Staged<'_> {
     fn finish(&self, from: BorrowedFd<'_>, st: &Stat, origin: Option<&Origin>) -> Result<()> {
-        metadata::copy(from, &self.fd, st)?;
         self.flags(from, st)?;
         // The number of what takes no mark is not kept.
         let markable = self.work.abilities().marks(st.kind());

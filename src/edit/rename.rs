@@ -106,9 +106,10 @@ fn clear(stack: &Stack, dir: &Writable, name: &OsStr) -> Result<()> {
     if empty {
         return Ok(());
     }
-    let st = file::stat_fd(&old)?;
+    let layer = dir.dir().layer();
+    let st = stack.stat(layer, &old)?;
     let staged =
-        copy_up::stage(stack, dir.dir().layer(), std::os::fd::AsFd::as_fd(&old), &st, Content::Empty, None)?;
+        copy_up::stage(stack, (layer, layer), std::os::fd::AsFd::as_fd(&old), &st, Content::Empty, None)?;
     staged.mark(Mark::Opaque, b"y")?;
     staged.swap(dir, name)
 }

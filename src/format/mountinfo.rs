@@ -13,6 +13,8 @@ pub struct MountEntry {
     pub device: OsString,
     /// The mount point as seen from the reader's root.
     pub mount_point: PathBuf,
+    /// The mount translates owners (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
+    pub idmapped: bool,
     /// The type, with the subtype behind a dot: `fuse.unionfs`.
     pub fs_type: OsString,
     /// The source.
@@ -35,11 +37,12 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let device = unescape(fields.nth(1)?);
     let mount_point = PathBuf::from(unescape(fields.nth(1)?));
+    let idmapped = fields.next()?.split(|b| *b == b',').any(|option| option == b"idmapped");
     // Optional fields end at a single hyphen.
     fields.by_ref().find(|field| *field == b"-")?;
     let fs_type = unescape(fields.next()?);
     let source = unescape(fields.next()?);
-    Some(MountEntry { id, device, mount_point, fs_type, source })
+    Some(MountEntry { id, device, mount_point, idmapped, fs_type, source })
 }
 
 /// Undoes the octal escapes of space, tab, newline, backslash and the like.

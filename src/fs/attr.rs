@@ -24,7 +24,7 @@ impl UnionFs {
             }
             _ => node.stat(self.index())?,
         };
-        Ok(self.attr(&node, &st))
+        self.attr(&node, &st)
     }
 
     /// Sets attributes; gives all as they are then.
@@ -39,21 +39,12 @@ impl UnionFs {
             self.truncate(caller, &node, size, fh)?;
         }
         let fd = node.pin(self.index())?;
-        if set.uid.is_some() || set.gid.is_some() {
-            // By the group that the file has still; what chown(2) clears for anybody, it clears itself.
-            file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
-            file::chown_fd(&*fd, set.uid, set.gid)?;
-        }
-        if let Some(mode) = set.mode {
-            // Whether a file may be passed through is decided by its mode when it is opened.
-            let _io = node.io();
-            file::chmod_fd(&*fd, mode)?;
-        }
+        self.set_owner(caller, &node, &fd, set)?;
         if (set.atime, set.mtime) != (SetTime::Keep, SetTime::Keep) {
             file::utimes_fd(&*fd, set.atime, set.mtime)?;
         }
         let st = node.in_union(file::stat_fd(&*fd)?);
-        Ok(self.attr(&node, &st))
+        self.attr(&node, &st)
     }
 
     fn truncate(&self, caller: &Caller, node: &Arc<Node>, size: u64, fh: Option<u64>) -> Result<()> {
@@ -66,7 +57,7 @@ impl UnionFs {
             None => Arc::new(node.open(self.index(), OFlags::WRONLY, false)?.0),
         };
         rustix::fs::ftruncate(&*fd, size)?;
-        file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
+        self.clear_setid(caller, node, &*fd, || caller.keeps_setid())?;
         Ok(())
     }
 

@@ -16,6 +16,9 @@ use crate::merge::lookup::{DirFound, Found, Other};
 use crate::node::{Link, Node};
 use crate::sys::file::{self, Stat};
 
+/// Type and permissions of symlinks.
+const SYMLINK_MODE: u32 = libc::S_IFLNK | 0o777;
+
 impl UnionFs {
     /// Makes a node of any type but a directory or symlink. `mode` with the type bits; the caller's
     /// umask applies unless the parent has a default ACL. Counts one lookup.
@@ -26,8 +29,10 @@ impl UnionFs {
         let would_hide = FileType::from_raw_mode(mode) == FileType::CharacterDevice && rdev == 0;
         let rdev = if would_hide { names::ESCAPED_DEVICE } else { rdev };
         let parent = self.node(parent)?;
-        let (node, st, ()) =
-            self.make(&parent, name, false, |dir, name| dir.mknod(name, mode, rdev, caller))?;
+        let (node, st, ()) = self.make(caller, &parent, name, mode, |dir, name| {
+            let (mode, maker) = self.making(dir, caller, mode);
+            dir.mknod(name, mode, rdev, &maker)
+        })?;
         self.told(&node, &st)
     }
 
@@ -37,7 +42,11 @@ impl UnionFs {
     /// Those of mkdir(2).
     pub fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32) -> Result<Attr> {
         let parent = self.node(parent)?;
-        let (node, st, ()) = self.make(&parent, name, true, |dir, name| dir.mkdir(name, mode, caller))?;
+        let (node, st, ()) =
+            self.make(caller, &parent, name, mode | FileType::Directory.as_raw_mode(), |dir, name| {
+                let (mode, maker) = self.making(dir, caller, mode);
+                dir.mkdir(name, mode, &maker)
+            })?;
         self.told(&node, &st)
     }
 
@@ -47,8 +56,10 @@ impl UnionFs {
     /// Those of symlink(2).
     pub fn symlink(&self, caller: &Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Attr> {
         let parent = self.node(parent)?;
-        let (node, st, ()) =
-            self.make(&parent, name, false, |dir, name| dir.symlink(name, target, caller))?;
+        let (node, st, ()) = self.make(caller, &parent, name, SYMLINK_MODE, |dir, name| {
+            let (_, maker) = self.making(dir, caller, 0);
+            dir.symlink(name, target, &maker)
+        })?;
         self.told(&node, &st)
     }
 
@@ -103,8 +114,9 @@ impl UnionFs {
 
     /// Counts the lookup that a creation's answer stands for.
     pub(super) fn told(&self, node: &Arc<Node>, st: &Stat) -> Result<Attr> {
+        let attr = self.attr(node, st)?;
         self.table.count(node);
-        Ok(self.attr(node, st))
+        Ok(attr)
     }
 
     /// Before a name that looks like a whiteout of AUFS is given in a layer: records there that its names
@@ -139,14 +151,16 @@ impl UnionFs {
         }
     }
 
-    /// Makes a new object by `make`, and its node.
+    /// Makes a new object for the caller by `make`, and its node. `mode`: type and permissions.
     pub(super) fn make<T>(
         &self,
+        caller: &Caller,
         parent: &Arc<Node>,
         name: &OsStr,
-        is_dir: bool,
+        mode: u32,
         mut make: impl FnMut(&Writable, &OsStr) -> Result<T>,
     ) -> Result<(Arc<Node>, Stat, T)> {
+        let is_dir = FileType::from_raw_mode(mode) == FileType::Directory;
         loop {
             let names = parent.names.write();
             let Some(slot) = self.free_slot(parent, name)? else {
@@ -157,6 +171,7 @@ impl UnionFs {
             let dir = self.writable(parent, slot.layer)?;
             let top = self.writable(parent, parent.layer())?;
             let made = place(&self.stack, (&dir, &top), slot, name, is_dir, &mut make)?;
+            self.own(parent, (&dir, name), caller, mode)?;
             let stat = file::stat_at(dir.fd()?, name)?;
             let found = if is_dir {
                 let parts = vec![Dir::below(dir.dir(), name, &stat)];

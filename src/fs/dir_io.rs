@@ -1,4 +1,5 @@
-//! opendir, readdir, readdirplus, fsyncdir.
+//! readdir, readdirplus, fsyncdir. Directories are not opened: what a reader has begun to read is found again by
+//! the place where he goes on.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -8,7 +9,8 @@ use rustix::fs::FileType;
 use super::{Attr, DirEntry, ROOT, UnionFs};
 use crate::error::{Errno, Result};
 use crate::merge::listing::{self, Entry};
-use crate::node::files::OpenDir;
+use crate::node::Node;
+use crate::node::listings::{END, Place};
 
 /// With so many lower parts, a listing keeps what they hold for lookups.
 const LISTINGS_READ_LOWERS: usize = 2;
@@ -17,41 +19,14 @@ const LISTINGS_READ_LOWERS: usize = 2;
 const DOTS: usize = 2;
 
 impl UnionFs {
-    /// Opens a directory.
+    /// Gives the entries of a directory from `offset` on (0, or the `next` of an entry) until `sink` returns true: that
+    /// entry did not fit. `.` and `..` come first. Who goes on reads what was there when he began; after
+    /// so many others ([`crate::node::listings::Listings`]) that it is not kept any more, what is there now.
     ///
     /// # Errors
-    /// ENOTDIR; ENOENT once it was removed.
-    pub fn opendir(&self, ino: u64) -> Result<u64> {
-        let node = self.node(ino)?;
-        node.parts()?;
-        Ok(self.dirs.add(OpenDir { node, listing: parking_lot::Mutex::new(None) }))
-    }
-
-    /// Lets go of an open directory.
-    pub fn releasedir(&self, fh: u64) {
-        self.dirs.remove(fh);
-    }
-
-    /// The listing that a handle goes by; made anew when read from the start.
-    fn listing(&self, open: &OpenDir, offset: u64) -> Result<Arc<Vec<Entry>>> {
-        let mut kept = open.listing.lock();
-        if let Some(listing) = kept.as_ref().filter(|_| offset > 0) {
-            return Ok(listing.clone());
-        }
-        let _names = open.node.names.read();
-        let parts = self.parts(&open.node, LISTINGS_READ_LOWERS)?;
-        let listing = Arc::new(listing::list(&self.stack, &parts, !self.noatime)?);
-        *kept = Some(listing.clone());
-        Ok(listing)
-    }
-
-    /// Gives the entries from `offset` on (0, or the `next` of an entry) until `sink` returns true: that
-    /// entry did not fit. `.` and `..` come first.
-    ///
-    /// # Errors
-    /// Those of reading the layers.
-    pub fn readdir(&self, fh: u64, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
-        self.walk(fh, offset, &mut |open, next, entry| {
+    /// Those of reading the layers; ENOENT for a removed directory.
+    pub fn readdir(&self, ino: u64, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
+        self.walk(ino, offset, &mut |dir, next, entry| {
             // A lower file may be one of several names that are told apart only when it is looked at.
             let told = entry
                 .ino
@@ -59,7 +34,7 @@ impl UnionFs {
             let ino = match told {
                 Some(ino) => ino,
                 // Gone since it was listed, or not to be read: what it is no longer matters.
-                None => match self.child(&open.node, &entry.name) {
+                None => match self.child(dir, &entry.name) {
                     Ok((node, _)) => node.ino,
                     Err(_) => return false,
                 },
@@ -75,18 +50,18 @@ impl UnionFs {
     /// Those of reading the layers.
     pub fn readdirplus(
         &self,
-        fh: u64,
+        ino: u64,
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Attr>) -> bool,
     ) -> Result<()> {
-        self.walk(fh, offset, &mut |open, next, entry| {
+        self.walk(ino, offset, &mut |dir, next, entry| {
             if entry.name.as_encoded_bytes() == b"." || entry.name.as_encoded_bytes() == b".." {
                 let ino = entry.ino.unwrap_or(ROOT);
                 return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
             }
-            match self.child(&open.node, &entry.name) {
-                Ok((node, st)) => {
-                    let attr = self.attr(&node, &st);
+            let child = self.child(dir, &entry.name);
+            match child.and_then(|(node, st)| self.attr(&node, &st).map(|attr| (node, attr))) {
+                Ok((node, attr)) => {
                     let item = DirEntry { ino: node.ino, next, kind: attr.kind(), name: &entry.name };
                     let full = sink(item, Some(&attr));
                     if !full {
@@ -103,39 +78,62 @@ impl UnionFs {
         })
     }
 
-    fn walk(&self, fh: u64, offset: u64, each: &mut dyn FnMut(&OpenDir, u64, &Entry) -> bool) -> Result<()> {
-        let open = self.dirs.get(fh)?;
-        let listing = self.listing(&open, offset)?;
-        let parent = open.node.any_link().map_or(ROOT, |link| link.parent.ino);
+    fn walk(
+        &self,
+        ino: u64,
+        offset: u64,
+        each: &mut dyn FnMut(&Arc<Node>, u64, &Entry) -> bool,
+    ) -> Result<()> {
+        let Some(place) = Place::at(offset) else { return Ok(()) };
+        let dir = self.node(ino)?;
+        let kept = if offset == 0 { None } else { self.listings.get(place.listing, ino) };
+        let (listing, number) = match &kept {
+            Some(listing) => (listing.clone(), place.listing),
+            None => (self.list(&dir)?, self.listings.number()),
+        };
+        let parent = dir.any_link().map_or(ROOT, |link| link.parent.ino);
         let dot = |name: &str, ino| Entry {
             name: OsStr::new(name).into(),
             ino: Some(ino),
             kind: FileType::Directory,
             layer: 0,
         };
-        let dots = [dot(".", open.node.ino), dot("..", parent)];
-        let start = usize::try_from(offset).map_err(|_| Errno::INVAL)?;
-        let _names = open.node.names.read();
-        let entries = listing.iter().skip(start.saturating_sub(DOTS));
-        for (i, entry) in dots.iter().skip(start).chain(entries).enumerate() {
-            if each(&open, (start + i + 1) as u64, entry) {
-                break;
-            }
+        let dots = [dot(".", ino), dot("..", parent)];
+        let last = DOTS + listing.len() - 1;
+        let rest = listing.iter().skip(place.index.saturating_sub(DOTS));
+        let mut rest = dots.iter().skip(place.index).chain(rest).zip(place.index..);
+        let all = {
+            let _names = dir.names.read();
+            rest.all(|(entry, at)| {
+                let next = if at == last { END } else { Place { listing: number, index: at + 1 }.offset() };
+                !each(&dir, next, entry)
+            })
+        };
+        match (all, kept) {
+            (true, Some(_)) => self.listings.remove(number),
+            (false, None) => self.listings.keep(number, ino, listing),
+            _ => {}
         }
         Ok(())
+    }
+
+    fn list(&self, dir: &Arc<Node>) -> Result<Arc<Vec<Entry>>> {
+        let _names = dir.names.read();
+        let parts = self.parts(dir, LISTINGS_READ_LOWERS)?;
+        Ok(Arc::new(listing::list(&self.stack, &parts, !self.noatime)?))
     }
 
     /// Brings a directory's names to its device.
     ///
     /// # Errors
     /// Those of fsync(2).
-    pub fn fsyncdir(&self, fh: u64, _datasync: bool) -> Result<()> {
-        let open = self.dirs.get(fh)?;
+    pub fn fsyncdir(&self, ino: u64, _datasync: bool) -> Result<()> {
+        let dir = self.node(ino)?;
         if self.stack.volatile() {
             return Ok(());
         }
         // A removed directory has nothing left to bring.
-        let Ok(parts) = open.node.parts() else { return Ok(()) };
+        let Ok(parts) = dir.parts() else { return Ok(()) };
         for part in parts.dirs().iter().filter(|p| self.stack.in_place(p.layer())) {
             rustix::fs::fsync(&*part.fd()?)?;
         }

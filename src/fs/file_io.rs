@@ -5,7 +5,6 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use super::{Caller, UnionFs};
 use crate::error::{Errno, Result};
 use crate::sys::copy::{read_full_at, write_some_at};
-use crate::sys::file;
 
 impl UnionFs {
     /// Fills the buffer as far as the file goes; gives the bytes read.
@@ -33,13 +32,13 @@ impl UnionFs {
         let fd = open.fd(self.index())?;
         // Without CAP_FSETID of our own the write itself clears them.
         let killer = match killer {
-            Some(caller) if file::stat_fd(&*fd)?.has_setid() => Some(caller),
+            Some(caller) if self.stack.stat(open.node.layer(), &*fd)?.has_setid() => Some(caller),
             _ => None,
         };
         let written = write_some_at(&*fd, data, offset)?;
         if let Some(caller) = killer {
             // They may be gone by the write already.
-            file::clear_setid(&*fd, || false, |gid| caller.in_group(gid))?;
+            self.clear_setid(caller, &open.node, &*fd, || false)?;
         }
         Ok((written, killer.is_some()))
     }
@@ -72,7 +71,7 @@ impl UnionFs {
         let fd = open.fd(self.index())?;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
         rustix::fs::fallocate(&*fd, mode, offset, len)?;
-        file::clear_setid(&*fd, || caller.keeps_setid(), |gid| caller.in_group(gid))
+        self.clear_setid(caller, &open.node, &*fd, || caller.keeps_setid())
     }
 
     /// Finds data or a hole; `whence` SEEK_DATA or SEEK_HOLE of lseek(2).
@@ -121,6 +120,6 @@ impl UnionFs {
             Some(&mut to_offset),
             len,
         )?;
-        Ok((copied, file::clear_setid(&*target, || caller.keeps_setid(), |gid| caller.in_group(gid))?))
+        Ok((copied, self.clear_setid(caller, &to.node, &*target, || caller.keeps_setid())?))
     }
 }

@@ -45,6 +45,9 @@ impl UnionFs {
             (known, _) => known?,
         };
         let (node, st) = match name.as_encoded_bytes() {
+            // The kernel asks so only for an object that it has forgotten, which nobody has open then. That it
+            // has may not have reached us yet.
+            b"." if parent.ino != ROOT && parent.any_link().is_none() => return Err(Errno::STALE),
             b"." => (parent.clone(), parent.stat(self.index())?),
             b".." => {
                 let node = parent.any_link().map_or_else(|| self.root.clone(), |link| link.parent);
@@ -56,10 +59,11 @@ impl UnionFs {
                 self.child(&parent, name)?
             }
         };
+        let attr = self.attr(&node, &st)?;
         if node.ino != ROOT {
             self.table.count(&node);
         }
-        Ok(self.attr(&node, &st))
+        Ok(attr)
     }
 
     /// The node with this number that the kernel has forgotten: found by the name that it had last, if that
@@ -95,18 +99,6 @@ impl UnionFs {
     /// Takes back `lookups` lookups of an inode that the kernel forgets.
     pub fn forget(&self, ino: u64, lookups: u64) {
         self.table.forget(ino, lookups);
-    }
-
-    /// The attributes to show for a node with real attributes `st`, as [`Node::stat`] gives them.
-    pub(super) fn attr(&self, node: &Node, st: &Stat) -> Attr {
-        let mut attr = Attr::new(node.ino, st);
-        if node.kind == FileType::RegularFile {
-            // A passthrough write may clear set-ID bits without our knowing, and one to a mapping changes
-            // times and blocks.
-            let io = node.io();
-            attr.cacheable = !(io.is_mappable() || (st.has_setid() && io.is_passed()));
-        }
-        attr
     }
 
     /// What `name` stands for; the parent's names must be locked.

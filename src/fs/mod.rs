@@ -11,6 +11,7 @@ mod file_io;
 mod flags;
 mod lookup;
 mod open;
+mod owner;
 mod remove;
 mod rename;
 mod up;
@@ -29,7 +30,8 @@ pub use crate::layer::stack::LayerFds;
 use crate::layer::stack::{Stack, UPPER};
 use crate::merge;
 pub use crate::merge::attr::Attr;
-use crate::node::files::{Handles, OpenDir, OpenFile};
+use crate::node::files::{Handles, OpenFile};
+use crate::node::listings::Listings;
 use crate::node::{Node, State, Table};
 pub use crate::sys::Backing;
 pub use crate::sys::cred::Caller;
@@ -93,7 +95,7 @@ pub struct UnionFs {
     table: Arc<Table>,
     root: Arc<Node>,
     files: Handles<OpenFile>,
-    dirs: Handles<OpenDir>,
+    listings: Listings,
     metacopy: bool,
     /// Directories with lower parts are renamed by redirects.
     redirect_dir: bool,
@@ -102,6 +104,10 @@ pub struct UnionFs {
     /// Files are opened so that each write is on the device before it returns.
     sync: bool,
     noatime: bool,
+    /// There are POSIX ACLs.
+    acl: bool,
+    /// Every directory has one link.
+    static_nlink: bool,
 }
 
 impl UnionFs {
@@ -130,12 +136,14 @@ impl UnionFs {
             table,
             root,
             files: Handles::default(),
-            dirs: Handles::default(),
+            listings: Listings::default(),
             metacopy: options.metacopy,
             redirect_dir: options.redirect_dir == RedirectDir::On,
             keep_links: options.index,
             sync: options.sync && !options.volatile,
             noatime: options.atime == Atime::No,
+            acl: options.acl,
+            static_nlink: options.static_nlink,
         })
     }
 
@@ -144,9 +152,9 @@ impl UnionFs {
         &self.stack
     }
 
-    /// How many objects, open files and open directories are live.
+    /// How many objects and open files are live, and how many listings of directories are being read.
     pub fn counts(&self) -> (usize, usize, usize) {
-        (self.table.len(), self.files.len(), self.dirs.len())
+        (self.table.len(), self.files.len(), self.listings.len())
     }
 
     fn node(&self, ino: u64) -> Result<Arc<Node>> {

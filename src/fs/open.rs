@@ -12,7 +12,6 @@ use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
 use crate::node::Node;
 use crate::node::files::OpenFile;
-use crate::sys::file;
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
 /// pages by a handle for writing.
@@ -54,8 +53,7 @@ impl UnionFs {
             // An empty file, too: open(2) with O_TRUNC sets its times.
             rustix::fs::ftruncate(&fd, 0)?;
         }
-        let mode_changed =
-            truncate && file::clear_setid(&fd, || caller.keeps_setid(), |gid| caller.in_group(gid))?;
+        let mode_changed = truncate && self.clear_setid(caller, &node, &fd, || caller.keeps_setid())?;
         let mut opened = self.opened(&node, (flags, real), layer, fd, make)?;
         opened.attributes_changed |= mode_changed;
         Ok(opened)
@@ -78,7 +76,10 @@ impl UnionFs {
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
         let real = real_flags(flags, self.sync);
         let (node, st, fd) =
-            self.make(&parent, name, false, |dir, name| dir.create(name, real, mode & 0o7777, caller))?;
+            self.make(caller, &parent, name, libc::S_IFREG | (mode & 0o7777), |dir, name| {
+                let (mode, maker) = self.making(dir, caller, mode & 0o7777);
+                dir.create(name, real, mode, &maker)
+            })?;
         let layer = node.content_layer();
         let opened = self.opened(&node, (flags, real), layer, fd, make)?;
         Ok((self.told(&node, &st)?, opened))
@@ -99,7 +100,8 @@ impl UnionFs {
             let mut io = node.io();
             // Writes to a file with set-ID bits are ours to see: they clear the bits.
             // And the kernel would set access times by itself.
-            let allowed = self.stack.in_place(layer) && !self.noatime && !file::stat_fd(&fd)?.has_setid();
+            let allowed =
+                self.stack.in_place(layer) && !self.noatime && !self.stack.stat(layer, &fd)?.has_setid();
             let (backing, keep_cache) = io.open(allowed, real.contains(OFlags::RDWR), || make(fd.as_fd()));
             let stray = maps && backing.is_some() && io.set_mappable();
             (backing, keep_cache, stray)

@@ -362,7 +362,7 @@ impl UnionFs {
     ) -> Result<()> {
         let home = to.dir().layer();
         let fd = node.pin(self.index())?;
-        let st = file::stat_fd(&*fd)?;
+        let st = self.stack.stat(node.layer(), &*fd)?;
         // The kernel may not have told us yet that a file is closed.
         for _ in 0..RELEASE_TRIES {
             if !node.io().is_passed() {
@@ -378,7 +378,8 @@ impl UnionFs {
             return Err(Errno::XDEV);
         }
         let content = self.content(node, &st, st.size)?;
-        let staged = copy_up::stage(&self.stack, home, fd.as_fd(), &st, content.as_content(), None)?;
+        let staged =
+            copy_up::stage(&self.stack, (node.layer(), home), fd.as_fd(), &st, content.as_content(), None)?;
         let new = staged.replace(to, new_name)?;
         crate::edit::remove::remove(&self.stack, from, name, false, whiteout)?;
         node.relocate(home, |s| s.id = (new.dev, new.ino));

@@ -130,9 +130,16 @@ impl UnionFs {
         let top = node.parts()?.dirs().first().cloned().ok_or(Errno::NOENT)?;
         let fd = top.fd()?;
         check_unprotected(&*fd, need)?;
-        let st = file::stat_fd(&fd)?;
+        let st = self.stack.stat(top.layer(), &*fd)?;
         let origin = index::origin_of(&self.stack, &top, OsStr::new(""))?;
-        let staged = copy_up::stage(&self.stack, UPPER, fd.as_fd(), &st, Content::Empty, origin.as_ref())?;
+        let staged = copy_up::stage(
+            &self.stack,
+            (top.layer(), UPPER),
+            fd.as_fd(),
+            &st,
+            Content::Empty,
+            origin.as_ref(),
+        )?;
         let _names = link.parent.names.write();
         if !self.still(node, link) {
             return Ok(());
@@ -170,7 +177,7 @@ impl UnionFs {
             let holder = link.parent.part(link.layer).ok_or(Errno::STALE)?;
             let from = node.pin(None)?;
             check_unprotected(&*from, need)?;
-            let st = file::stat_fd(&*from)?;
+            let st = self.stack.stat(node.layer(), &*from)?;
             // Copies of two names must not claim one origin.
             let split = self.splits_links(link.layer, &st);
             let origin = if split { None } else { index::origin_of(&self.stack, &holder, &link.name)? };
@@ -195,7 +202,14 @@ impl UnionFs {
                 _ => self.content(node, &st, u64::MAX)?,
             };
             let content = if later { Content::Later } else { source.as_content() };
-            let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, content, origin.as_ref())?;
+            let staged = copy_up::stage(
+                &self.stack,
+                (node.layer(), UPPER),
+                from.as_fd(),
+                &st,
+                content,
+                origin.as_ref(),
+            )?;
             let _names = link.parent.names.write();
             if !self.still(node, &link) {
                 continue;
@@ -301,10 +315,11 @@ impl UnionFs {
     fn nameless_up(&self, node: &Arc<Node>, need: Need) -> Result<()> {
         let from = node.pin(None)?;
         check_unprotected(&*from, need)?;
-        let st = file::stat_fd(&*from)?;
+        let st = self.stack.stat(node.layer(), &*from)?;
         let len = if let Need::Data(Some(len)) = need { len } else { u64::MAX };
         let source = self.content(node, &st, len)?;
-        let staged = copy_up::stage(&self.stack, UPPER, from.as_fd(), &st, source.as_content(), None)?;
+        let staged =
+            copy_up::stage(&self.stack, (node.layer(), UPPER), from.as_fd(), &st, source.as_content(), None)?;
         let fd = staged.keep_nameless()?;
         let new = file::stat_fd(&fd)?;
         node.relocate(UPPER, |s| {

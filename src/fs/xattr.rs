@@ -1,7 +1,7 @@
 //! Extended attributes. Private ones are never shown; those of the same names that a program in the
 //! mount sets are stored escaped.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -10,32 +10,41 @@ use rustix::fs::XattrFlags;
 use super::up::Need;
 use super::{Caller, UnionFs};
 use crate::error::{Errno, Result};
-use crate::format::names;
+use crate::format::{acl, names, override_stat};
 use crate::sys::file;
 use crate::sys::xattr::{self, Target};
-
-const ACCESS_ACL: &str = "system.posix_acl_access";
-const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// The name in the layer of an attribute of the mount.
 ///
 /// # Errors
 /// EOPNOTSUPP for a private one that has no escaped form.
-fn stored(name: &OsStr) -> Result<std::ffi::OsString> {
+fn stored(name: &OsStr) -> Result<OsString> {
     let stored = names::to_layer(name);
     if names::is_private(&stored) { Err(Errno::OPNOTSUPP) } else { Ok(stored) }
 }
 
 impl UnionFs {
+    /// Refuses an ACL where there are none, and what layers keep owners in.
+    fn check(&self, name: &OsStr) -> Result<()> {
+        let kept = self.stack.has_owner_attributes() && override_stat::names().any(|own| own == name);
+        if kept || (acl::is_name(name) && !self.acl) { Err(Errno::OPNOTSUPP) } else { Ok(()) }
+    }
+
     /// The value of an attribute.
     ///
     /// # Errors
     /// ENODATA when there is none; those of getxattr(2).
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(ino)?;
+        self.check(name)?;
         let name = stored(name).map_err(|_| Errno::NODATA)?;
         let fd = node.pin(self.index())?;
-        xattr::get(Target::Fd(fd.as_fd()), &name)
+        let mut value = xattr::get(Target::Fd(fd.as_fd()), &name)?;
+        if acl::is_name(&name) {
+            self.stack.unmap_acl(node.layer(), &mut value);
+            self.shown_acl(&mut value);
+        }
+        Ok(value)
     }
 
     /// The names of all attributes, each ended by a NUL. `trusted.` ones are for the privileged only
@@ -48,7 +57,10 @@ impl UnionFs {
         let fd = node.pin(self.index())?;
         let mut out = Vec::new();
         for name in xattr::list(Target::Fd(fd.as_fd()))? {
-            if names::is_private(&name) || (caller.uid != 0 && name.as_bytes().starts_with(b"trusted.")) {
+            if names::is_private(&name)
+                || self.check(&name).is_err()
+                || (caller.uid != 0 && name.as_bytes().starts_with(b"trusted."))
+            {
                 continue;
             }
             let shown = names::from_layer(&name).unwrap_or(name);
@@ -71,6 +83,7 @@ impl UnionFs {
         flags: XattrFlags,
     ) -> Result<()> {
         let node = self.node(ino)?;
+        self.check(name)?;
         let name = stored(name)?;
         if !flags.is_empty() {
             // Not worth a copy-up when it will fail.
@@ -84,11 +97,17 @@ impl UnionFs {
         self.up(&node, Need::Attributes)?;
         let _still = node.hold_still();
         let fd = node.pin(self.index())?;
-        xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
-        if name == ACCESS_ACL {
+        if acl::is_name(&name) {
+            let mut value = value.to_vec();
+            self.stored_acl(&mut value);
+            xattr::set(Target::Fd(fd.as_fd()), &name, &value, flags)?;
+        } else {
+            xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
+        }
+        if name == acl::ACCESS {
             // acl_set in the kernel: the set-group-ID bit is for members of the group.
             let st = file::stat_fd(&*fd)?;
-            if st.mode & 0o2000 != 0 && !caller.keeps_setid() && !caller.in_group(st.gid) {
+            if st.mode & 0o2000 != 0 && !caller.keeps_setid() && !self.is_member(caller, st.gid) {
                 file::chmod_fd(&*fd, st.mode & !0o2000)?;
             }
         }
@@ -101,12 +120,13 @@ impl UnionFs {
     /// Those of removexattr(2) and of copy-up.
     pub fn removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
         let node = self.node(ino)?;
+        self.check(name)?;
         let name = stored(name).map_err(|_| Errno::NODATA)?;
         if !self.stack.in_place(node.layer()) {
             let fd = node.pin(self.index())?;
             match xattr::get(Target::Fd(fd.as_fd()), &name) {
                 // vfs_remove_acl in the kernel: there may be none.
-                Err(Errno::NODATA) if name == ACCESS_ACL || name == DEFAULT_ACL => return Ok(()),
+                Err(Errno::NODATA) if acl::is_name(&name) => return Ok(()),
                 found => found?,
             };
         }

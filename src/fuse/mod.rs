@@ -1,11 +1,14 @@
-//! The thin adapter between the kernel's FUSE protocol and the core.
+//! The transport: the kernel's FUSE protocol on one side, the core on the other.
 
 pub mod adapter;
+mod connect;
 mod convert;
 mod handshake;
 mod ioctl;
+mod message;
 pub mod mounts;
-mod reply;
 pub mod report;
 pub mod session;
 pub mod stats;
+mod wire;
+mod workers;

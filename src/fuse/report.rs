@@ -25,14 +25,14 @@ impl Report {
     /// One line for each number, ended by the total of all requests:
     ///
     /// - `seconds` since the mount;
-    /// - `nodes`, `open_files`, `open_directories` that are live;
+    /// - `nodes`, `open_files`, `listings` (of directories that are being read) that are live;
     /// - `resident_kib`, `start_kib`, `peak_kib`: resident memory of the process in KiB now, at the
     ///   mount and at most;
     /// - `request NAME` for each kind of request that came, and `requests`.
     pub fn text(&self) -> String {
-        let (nodes, files, dirs) = self.fs.counts();
+        let (nodes, files, listings) = self.fs.counts();
         let mut text = format!(
-            "seconds {:.3}\nnodes {nodes}\nopen_files {files}\nopen_directories {dirs}\n\
+            "seconds {:.3}\nnodes {nodes}\nopen_files {files}\nlistings {listings}\n\
              resident_kib {}\nstart_kib {}\npeak_kib {}\n",
             self.since.elapsed().as_secs_f64(),
             memory("VmRSS:"),

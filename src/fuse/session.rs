@@ -8,19 +8,23 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 
-use fuser::{MountOption, Session, SessionACL};
 use rustix::event::{PollFd, PollFlags};
 use rustix::mount::MountFlags;
 
 use super::adapter::Adapter;
+use super::connect::{self, complain, one_line};
+use super::handshake::{self, Wanted};
 use super::mounts;
 use super::report::Report;
-use crate::config::{Atime, MountConfig, Options};
+use super::workers::Workers;
+use crate::config::{Atime, IoUring, MountConfig, Options};
 use crate::error::{Errno, MountError};
 use crate::format::mountinfo;
 use crate::fs::UnionFs;
 use crate::layer::claim::Claim;
 use crate::sys;
+use crate::sys::cred;
+use crate::sys::fuse::Device;
 use crate::sys::mount::FuseMount;
 
 /// The device that a FUSE daemon talks to the kernel through.
@@ -30,7 +34,8 @@ const DEFAULT_SOURCE: &str = "unionfs";
 
 /// A mount whose handshake with the kernel is done; requests are answered once [`Mounted::run`] runs.
 pub struct Mounted {
-    session: Session<Adapter>,
+    workers: Workers,
+    ring: bool,
     claim: Claim,
     stopper: Stopper,
     report: Report,
@@ -87,55 +92,62 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     let union = UnionFs::open(fds, &options)
         .map_err(|e| MountError::System(format!("the layers cannot be put together: {e}")))?;
     let union = Arc::new(union);
-    let adapter = Adapter::new(Arc::clone(&union), &options);
-    let report = Report::new(union, adapter.stats());
-    let notifier = adapter.notifier();
     // The table and the stopper need the path without symlinks.
     let at = config.mountpoint.canonicalize().map_err(|e| complain(&config.mountpoint, e.to_string()))?;
-    let session = connect(adapter, &at, &options)?;
-    // The adapter is new: nobody else has set it.
-    let _ = notifier.set(session.notifier());
+    let (device, agreed) = open_connection(&at, &options)?;
+    let adapter = Adapter::new(Arc::clone(&union), Arc::clone(&device), agreed.passthrough, &options);
+    let report = Report::new(union, adapter.stats());
+    let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
+    let workers = Workers { adapter: Arc::new(adapter), device, threads };
+    if options.private
+        && let Err(e) = sys::mount::make_private(&at)
+    {
+        tracing::debug!("the mount stays as shared as the one it lies on: {e}");
+    }
     let entry = mounts::top_at(&at).ok().flatten().filter(mountinfo::is_unionfs);
     if let Some(entry) = &entry {
         mounts::read_ahead(entry);
     }
     let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at };
-    Ok(Mounted { session, claim, stopper, report })
-}
-
-fn complain(mount_point: &Path, reason: impl Into<String>) -> MountError {
-    MountError::path("mount point", mount_point, reason)
+    Ok(Mounted { workers, ring: agreed.ring, claim, stopper, report })
 }
 
 /// Mounts and shakes hands.
-fn connect(adapter: Adapter, at: &Path, options: &Options) -> Result<Session<Adapter>, MountError> {
+fn open_connection(at: &Path, options: &Options) -> Result<(Arc<Device>, Wanted), MountError> {
     let root = rustix::process::geteuid().is_root();
     let allow_other = options.allow_other.unwrap_or(root);
     let source = options.fsname.as_deref().unwrap_or(DEFAULT_SOURCE);
-    let request = FuseMount { source, allow_other, flags: mount_flags(options) };
-    let mut config = fuser::Config::default();
-    config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
-    let threads = options.threads.unwrap_or_else(default_threads).max(1);
-    config.n_threads = Some(threads);
-    config.clone_fd = threads > 1;
-    match sys::mount::mount_fuse(at, &request) {
-        Ok(device) => {
-            let acl = config.acl;
-            Session::from_fd(adapter, device, acl, config).map_err(|e| {
-                // A mount that nobody serves must not stay; that it may have gone by itself is fine.
-                let _ = sys::mount::unmount(at, true);
-                complain(at, format!("the kernel's handshake failed: {e}"))
-            })
+    let context = options.context.as_deref().filter(|_| labels_count());
+    let request = FuseMount { source, allow_other, context, flags: mount_flags(options) };
+    let device = Arc::new(Device::new(connect::connect(at, &request)?));
+    let wanted = Wanted {
+        passthrough: options.passthrough && cred::is_host_admin(),
+        ring: options.io_uring != IoUring::Off && sys::ring::is_permitted(),
+        acl: options.acl,
+    };
+    let agreed = handshake::shake(&device, wanted)
+        .map_err(|e| complain(at, format!("the kernel's handshake failed: {e}")))
+        .and_then(|agreed| match options.io_uring {
+            IoUring::On if !agreed.ring => Err(MountError::option(
+                "io_uring=on",
+                "is not possible here; write Y to /sys/module/fuse/parameters/enable_uring (Linux 6.14 or later), or \
+                 use io_uring=auto",
+            )),
+            _ => Ok(agreed),
+        });
+    match agreed {
+        Ok(agreed) => Ok((device, agreed)),
+        Err(e) => {
+            // A mount that nobody serves must not stay; that it may have gone by itself is fine.
+            let _ = unmount(at, true);
+            Err(e)
         }
-        Err(Errno::PERM) => {
-            config.mount_options = helper_options(&request);
-            Session::new(adapter, at, &config).map_err(|e| complain(at, helper_reason(&e)))
-        }
-        Err(Errno::NODEV) => {
-            Err(MountError::System("the kernel knows no FUSE; load its module (modprobe fuse)".to_owned()))
-        }
-        Err(e) => Err(complain(at, format!("cannot be mounted upon: {e}"))),
     }
+}
+
+/// Whether labels mean anything: the kernel refuses them without SELinux.
+fn labels_count() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 fn mount_flags(options: &Options) -> MountFlags {
@@ -153,50 +165,13 @@ fn mount_flags(options: &Options) -> MountFlags {
     flags
 }
 
-/// The options in the words of fusermount3(1), the set-user-ID program that mounts for users without
-/// the right to. It has none for the finer settings of access times, which FUSE leaves to the layers anyway.
-fn helper_options(mount: &FuseMount<'_>) -> Vec<MountOption> {
-    let mut options = vec![
-        MountOption::DefaultPermissions,
-        MountOption::FSName(mount.source.to_owned()),
-        MountOption::Subtype("unionfs".to_owned()),
-    ];
-    for (flag, option) in [
-        (MountFlags::RDONLY, MountOption::RO),
-        (MountFlags::NODEV, MountOption::NoDev),
-        (MountFlags::NOSUID, MountOption::NoSuid),
-        (MountFlags::NOEXEC, MountOption::NoExec),
-        (MountFlags::NOATIME, MountOption::NoAtime),
-        (MountFlags::SYNCHRONOUS, MountOption::Sync),
-        (MountFlags::DIRSYNC, MountOption::DirSync),
-    ] {
-        if mount.flags.contains(flag) {
-            options.push(option);
-        }
+/// For the device two workers per CPU: one may wait for a disk while the other answers. For rings, whose workers
+/// start when they are needed, the most for one CPU.
+fn default_threads(ring: bool) -> usize {
+    const MOST_FOR_ONE_CPU: usize = 8;
+    if ring {
+        return MOST_FOR_ONE_CPU;
     }
-    options
-}
-
-fn helper_reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => {
-            "mounting is not permitted and there is no fusermount3; run as root or install the package fuse3"
-                .to_owned()
-        }
-        io::ErrorKind::PermissionDenied => {
-            "allow_other is not permitted; drop the option or set user_allow_other in /etc/fuse.conf"
-                .to_owned()
-        }
-        _ => format!("mounting is not permitted; run as root ({})", one_line(&error.to_string())),
-    }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Two workers per CPU: one may wait for a disk while the other answers.
-fn default_threads() -> usize {
     thread::available_parallelism().map_or(4, |cpus| cpus.get() * 2).clamp(4, 16)
 }
 
@@ -225,12 +200,12 @@ impl Mounted {
     /// # Errors
     /// A failure of the connection to the kernel.
     pub fn run(self) -> io::Result<()> {
-        let Self { session, claim, stopper, report: _ } = self;
-        let device = session.as_fd().try_clone_to_owned()?;
+        let Self { workers, ring, claim, stopper, report: _ } = self;
+        let device = workers.device.as_fd().try_clone_to_owned()?;
         let (ended, end) = mpsc::channel();
         let also_ended = ended.clone();
         thread::Builder::new().name("session".into()).spawn(move || {
-            let result = session.run();
+            let result = workers.run(ring);
             drop(claim);
             // The other thread may have been first.
             let _ = ended.send(result);
@@ -278,6 +253,14 @@ impl Stopper {
         }
         unmount(&entry.mount_point, true)
     }
+}
+
+/// Gives the mount at `at` the flags of these options.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn remount(at: &Path, options: &Options) -> io::Result<()> {
+    Ok(sys::mount::remount(at, mount_flags(options))?)
 }
 
 /// Unmounts what lies at `at`: by umount2(2), or by fusermount3(1) without the right to. `lazy`: even when

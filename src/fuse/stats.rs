@@ -1,9 +1,12 @@
 //! Counts of requests by kind.
 
+use std::mem::size_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::wire;
+
 macro_rules! ops {
-    ($($variant:ident $name:literal),* $(,)?) => {
+    ($($variant:ident = $code:literal $name:literal [$($arguments:ident)?]),* $(,)?) => {
         /// A kind of request.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Op {
@@ -17,10 +20,26 @@ macro_rules! ops {
             /// All kinds, in the order of their discriminants.
             pub const ALL: &[Op] = &[$(Op::$variant),*];
 
+            /// The kind that the protocol gives this number (`enum fuse_opcode`). `None` for one that is not
+            /// served.
+            pub fn from_code(code: u32) -> Option<Op> {
+                match code {
+                    $($code => Some(Op::$variant),)*
+                    _ => None,
+                }
+            }
+
             /// The name, as in the protocol, in lower case.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Op::$variant => $name,)*
+                }
+            }
+
+            /// How many bytes of arguments of fixed size a request of this kind begins with.
+            pub fn fixed_len(self) -> usize {
+                match self {
+                    $(Op::$variant => 0 $(+ size_of::<wire::$arguments>())?,)*
                 }
             }
         }
@@ -28,13 +47,21 @@ macro_rules! ops {
 }
 
 ops! {
-    Lookup "lookup", Forget "forget", Getattr "getattr", Setattr "setattr", Readlink "readlink",
-    Mknod "mknod", Mkdir "mkdir", Symlink "symlink", Link "link", Unlink "unlink", Rmdir "rmdir",
-    Rename "rename", Open "open", Create "create", Read "read", Write "write", Flush "flush",
-    Release "release", Fsync "fsync", Opendir "opendir", Readdir "readdir", Readdirplus "readdirplus",
-    Releasedir "releasedir", Fsyncdir "fsyncdir", Statfs "statfs", Setxattr "setxattr",
-    Getxattr "getxattr", Listxattr "listxattr", Removexattr "removexattr", Access "access",
-    Fallocate "fallocate", Lseek "lseek", CopyFileRange "copy_file_range", Ioctl "ioctl",
+    Lookup = 1 "lookup" [], Forget = 2 "forget" [ForgetIn], Getattr = 3 "getattr" [GetattrIn],
+    Setattr = 4 "setattr" [SetattrIn], Readlink = 5 "readlink" [], Symlink = 6 "symlink" [],
+    Mknod = 8 "mknod" [MknodIn], Mkdir = 9 "mkdir" [MkdirIn], Unlink = 10 "unlink" [], Rmdir = 11 "rmdir" [],
+    Rename = 12 "rename" [RenameIn], Link = 13 "link" [LinkIn], Open = 14 "open" [OpenIn],
+    Read = 15 "read" [ReadIn], Write = 16 "write" [WriteIn], Statfs = 17 "statfs" [],
+    Release = 18 "release" [ReleaseIn], Fsync = 20 "fsync" [FsyncIn], Setxattr = 21 "setxattr" [SetxattrIn],
+    Getxattr = 22 "getxattr" [GetxattrIn], Listxattr = 23 "listxattr" [GetxattrIn],
+    Removexattr = 24 "removexattr" [], Flush = 25 "flush" [], Opendir = 27 "opendir" [OpenIn],
+    Readdir = 28 "readdir" [ReadIn], Releasedir = 29 "releasedir" [ReleaseIn], Fsyncdir = 30 "fsyncdir" [FsyncIn],
+    Access = 34 "access" [], Create = 35 "create" [CreateIn], Destroy = 38 "destroy" [],
+    Ioctl = 39 "ioctl" [IoctlIn], BatchForget = 42 "batch_forget" [BatchForgetIn],
+    Fallocate = 43 "fallocate" [FallocateIn], Readdirplus = 44 "readdirplus" [ReadIn],
+    Rename2 = 45 "rename2" [Rename2In], Lseek = 46 "lseek" [LseekIn],
+    CopyFileRange = 47 "copy_file_range" [CopyFileRangeIn],
+    CopyFileRange64 = 53 "copy_file_range_64" [CopyFileRangeIn],
 }
 
 /// How many requests of each kind came since the mount.
@@ -79,5 +106,8 @@ mod tests {
         stats.count(Op::Ioctl);
         assert_eq!(stats.seen().collect::<Vec<_>>(), [(Op::Read, 2), (Op::Ioctl, 1)]);
         assert_eq!(Op::CopyFileRange.name(), "copy_file_range");
+        assert_eq!(Op::from_code(15), Some(Op::Read));
+        assert_eq!(Op::from_code(4096), None);
+        assert_eq!((Op::Lookup.fixed_len(), Op::Mkdir.fixed_len()), (0, 8));
     }
 }

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{LayerPaths, MountConfig, Options, RedirectDir};
+use crate::config::{LayerPaths, MountConfig, Options, Permissions, RedirectDir};
 
 /// The form of the file. Files of another form are left alone.
 pub const VERSION: u32 = 1;
@@ -78,6 +78,8 @@ pub struct MountState {
     pub options: Vec<String>,
     /// Private attributes in `user.overlay.`, when that was asked for.
     pub userxattr: Option<bool>,
+    /// Where owners are kept, as `xattr_permissions=` has it.
+    pub xattr_permissions: u8,
 }
 
 impl MountState {
@@ -105,6 +107,11 @@ impl MountState {
             data: each(&layers.data)?,
             options: in_force(&config.options),
             userxattr: config.options.userxattr,
+            xattr_permissions: match config.options.permissions {
+                Permissions::Inode => 0,
+                Permissions::Privileged => 1,
+                Permissions::Containers => 2,
+            },
         })
     }
 
@@ -119,6 +126,16 @@ impl MountState {
             work: one(&self.work),
             init_work: None,
         }
+    }
+
+    /// The options that say how the layers are to be read.
+    pub fn reading(&self) -> Options {
+        let permissions = match self.xattr_permissions {
+            2 => Permissions::Containers,
+            1 => Permissions::Privileged,
+            _ => Permissions::Inode,
+        };
+        Options { userxattr: self.userxattr, permissions, ..Options::default() }
     }
 
     /// Whether the process that serves it lives.
@@ -153,6 +170,11 @@ fn in_force(options: &Options) -> Vec<String> {
         if on != default {
             all.push(format!("{name}={}", if on { "on" } else { "off" }));
         }
+    }
+    match options.permissions {
+        Permissions::Inode => {}
+        Permissions::Privileged => all.push("xattr_permissions=1".into()),
+        Permissions::Containers => all.push("xattr_permissions=2".into()),
     }
     match options.redirect_dir {
         RedirectDir::On => {}

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{LayerPaths, MAX_LOWERS};
 use crate::error::{Errno, MountError};
 use crate::layer::stack::LayerFds;
-use crate::sys::cred;
+use crate::sys::mount;
 use crate::sys::place::{self, FileId, Place};
 
 const LOWER: &str = "lower layer";
@@ -87,11 +87,12 @@ impl Claim {
         }
         // Lowers are read through private clones of their mounts, in which the new mount does not show.
         // Without the right to clone, a lookup in the lower would run into the mount and wait for itself.
-        if !cred::is_admin()
-            && let Some(lower) = self.directories.read_only().find(|l| at.place.is_inside(&l.place))
-        {
-            let reason = format!("lies inside {}, which takes root; mount somewhere else", lower.name());
-            return Err(at.error(reason));
+        let fds = self.fds.iter().flat_map(|fds| fds.lowers.iter().chain(&fds.data));
+        for (lower, fd) in self.directories.read_only().zip(fds) {
+            if at.place.is_inside(&lower.place) && mount::clone_read_only(fd).is_err() {
+                let reason = format!("lies inside {}, which takes root; mount somewhere else", lower.name());
+                return Err(at.error(reason));
+            }
         }
         Ok(())
     }
@@ -135,10 +136,11 @@ impl Located {
 /// A missing or non-directory layer, overlapping layers, a work directory on another filesystem, a
 /// layer in use by a live mount.
 pub fn claim(layers: &LayerPaths) -> Result<Claim, MountError> {
-    let opened = open(layers)?;
+    let mut opened = open(layers)?;
     let at = opened.map(|o| o.at.clone());
     check_stacking(&at)?;
     check_work(&at)?;
+    hold_by_clones(&mut opened);
     let mut locks = Vec::new();
     // Without an upper nothing is written, not even to the init layer.
     if opened.upper.is_some() {
@@ -354,6 +356,31 @@ fn check_work(at: &Directories<Located>) -> Result<(), MountError> {
         }
     }
     Ok(())
+}
+
+/// Reaches the writable directories by way of clones of their mounts, so that these are free to be unmounted
+/// as soon as our mount is, and not only once the daemon has ended. Those that must share a mount share a
+/// clone. Where that is not permitted, they stay as they are.
+fn hold_by_clones(opened: &mut Directories<Opened>) {
+    let own = opened.init_work.is_some();
+    let mut with_upper: Vec<&mut Opened> = Vec::new();
+    let mut with_init: Vec<&mut Opened> = Vec::new();
+    with_upper.extend(opened.upper.iter_mut().chain(&mut opened.work));
+    if own { &mut with_init } else { &mut with_upper }.extend(&mut opened.init);
+    with_init.extend(&mut opened.init_work);
+    for group in [with_upper, with_init] {
+        let dirs: Vec<&OwnedFd> = group.iter().map(|dir| &dir.fd).collect();
+        let clones = match place::detach(&dirs) {
+            Ok(clones) => clones,
+            Err(e) => {
+                tracing::debug!("the mount below {} directories is kept in use: {e}", dirs.len());
+                continue;
+            }
+        };
+        for (dir, clone) in group.into_iter().zip(clones) {
+            dir.fd = clone;
+        }
+    }
 }
 
 fn lock(dir: &Opened) -> Result<OwnedFd, MountError> {

@@ -6,6 +6,7 @@ pub mod dir;
 pub mod fd_cache;
 pub mod identity;
 pub mod marks;
+pub mod owner;
 pub mod stack;
 pub mod upper;
 pub mod work;

@@ -1,20 +1,25 @@
 //! The layers of a mount, topmost first, and what their filesystems permit.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::config::{Options, RedirectDir};
+use crate::config::ids::Ids;
+use crate::config::{Options, Permissions, RedirectDir};
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Namespace};
+use crate::format::{acl, override_stat};
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
-use crate::layer::marks;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
-use crate::sys::{cred, mount};
+use crate::layer::{marks, owner};
+use crate::sys::file::{self, Stat};
+use crate::sys::xattr::Target;
+use crate::sys::{cred, mount, place};
 
 /// The upper's place in a writable stack.
 pub const UPPER: LayerId = 0;
@@ -52,6 +57,10 @@ struct Layer {
     root: Arc<Dir>,
     /// All names are names: none is a whiteout by its spelling.
     plain_names: AtomicBool,
+    /// The attribute that owners and permissions are kept in.
+    owner: Option<&'static OsStr>,
+    /// Its mount translates owners, so that they are those that our mount shows.
+    idmapped: bool,
 }
 
 /// The layers of a mount.
@@ -63,6 +72,7 @@ pub struct Stack {
     init_work: Option<WorkDir>,
     identity: Identity,
     namespace: Namespace,
+    ids: Ids,
     volatile: bool,
     follow_redirects: bool,
 }
@@ -97,28 +107,48 @@ impl Stack {
         let cache = Arc::new(FdCache::new(fd_budget()));
         let identity = Identity::default();
         let mut layers: Vec<Layer> = Vec::new();
-        let mut push = |role, fd: OwnedFd| -> Result<()> {
+        let writable = fds.upper.is_some();
+        // Container engines give lowers on mounts that translate owners already, and our options besides.
+        let idmapped = if options.ids.is_identity() { HashSet::new() } else { owner::idmapped_mounts() };
+        let translates = |fd: &OwnedFd| place::mount_id(fd).is_some_and(|id| idmapped.contains(&id));
+        let mut push = |role, fd: OwnedFd, idmapped: bool| -> Result<()> {
             let id = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
             let root = Dir::root(id, fd, &cache)?;
             identity.add(root.id().0, root.fd()?.as_fd());
             // Unpacked image layers and those of AUFS; what we wrote ourselves says that it is not one.
             let plain_names = AtomicBool::new(marks::has_plain_names(root.fd()?)?);
-            layers.push(Layer { role, root, plain_names });
+            // A writable layer gets the attribute by the options; what has one already goes on with it.
+            let chosen = if role == Role::Lower { None } else { override_stat::chosen(options.permissions) };
+            // Any owner of a layer can set `user.` ones: to a mount of the system's root they count only when it
+            // says so, lest they make a file a set-user-ID program of root.
+            let trusted = options.permissions == Permissions::Containers || !cred::is_host_admin();
+            let found =
+                owner::attribute(root.fd()?)?.filter(|name| trusted || !override_stat::is_of_user(name));
+            let owner = match (found, chosen) {
+                (None, Some(chosen)) if writable => {
+                    owner::mark_root(root.fd()?, chosen)?;
+                    Some(chosen)
+                }
+                (found, _) => found,
+            };
+            // A clone of a mount translates as that does, but is in no table: asked before.
+            layers.push(Layer { role, root, plain_names, owner, idmapped });
             Ok(())
         };
         let mut work = None;
         if let Some((upper, workdir)) = fds.upper {
-            push(Role::Upper, upper)?;
+            push(Role::Upper, upper, false)?;
             work = Some(WorkDir::open(workdir, &cache, userxattr)?);
         } else if let Some(upper) = unchanged_upper {
-            push(Role::Upper, upper)?;
+            push(Role::Upper, upper, false)?;
         }
         if let Some(init) = fds.init {
-            push(Role::Init, init)?;
+            push(Role::Init, init, false)?;
         }
         let private = |lower: OwnedFd| mount::clone_read_only(&lower).ok().unwrap_or(lower);
         for lower in fds.lowers {
-            push(Role::Lower, private(lower))?;
+            let idmapped = translates(&lower);
+            push(Role::Lower, private(lower), idmapped)?;
         }
         let bottom = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
         let data = fds
@@ -141,7 +171,7 @@ impl Stack {
             }
             // Only an administrator sees trusted ones.
             (None, None) => {
-                if cred::is_admin() {
+                if cred::is_host_admin() {
                     Namespace::Trusted
                 } else {
                     Namespace::User
@@ -155,6 +185,7 @@ impl Stack {
             init_work,
             identity,
             namespace,
+            ids: options.ids.clone(),
             volatile: options.volatile,
             follow_redirects: options.redirect_dir != RedirectDir::NoFollow,
         })
@@ -210,6 +241,53 @@ impl Stack {
         if let Some(layer) = self.layers.get(usize::from(layer)) {
             layer.plain_names.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// The attribute that a layer keeps owners and permissions in, if it does not keep them in the inodes.
+    pub fn owner_attribute(&self, layer: LayerId) -> Option<&'static OsStr> {
+        self.layers.get(usize::from(layer))?.owner
+    }
+
+    /// Whether any layer has such an attribute.
+    pub fn has_owner_attributes(&self) -> bool {
+        self.layers.iter().any(|l| l.owner.is_some())
+    }
+
+    /// Whether a layer has the owners that the mount shows.
+    pub fn is_idmapped(&self, layer: LayerId) -> bool {
+        self.layers.get(usize::from(layer)).is_some_and(|l| l.idmapped)
+    }
+
+    /// How owners are translated between the layers and the mount.
+    pub fn ids(&self) -> &Ids {
+        &self.ids
+    }
+
+    /// Makes the owner of an object of a layer the one that it would have in the others.
+    pub fn unmap(&self, layer: LayerId, st: &mut Stat) {
+        if self.is_idmapped(layer) {
+            (st.uid, st.gid) = (self.ids.users.stored(st.uid), self.ids.groups.stored(st.gid));
+        }
+    }
+
+    /// The same for the value of an ACL.
+    pub fn unmap_acl(&self, layer: LayerId, acl: &mut [u8]) {
+        if self.is_idmapped(layer) {
+            acl::map_ids(acl, |id| self.ids.users.stored(id), |id| self.ids.groups.stored(id));
+        }
+    }
+
+    /// Attributes of the object of a layer behind `fd`, with the owner and permissions that the layer keeps.
+    ///
+    /// # Errors
+    /// Those of fstat(2); EINVAL for malformed ones.
+    pub fn stat(&self, layer: LayerId, fd: impl AsFd) -> Result<Stat> {
+        let mut st = file::stat_fd(&fd)?;
+        self.unmap(layer, &mut st);
+        if let Some(name) = self.owner_attribute(layer) {
+            owner::apply(Target::fd(&fd), name, &mut st)?;
+        }
+        Ok(st)
     }
 
     /// The roots of the layers, topmost first.

@@ -18,7 +18,7 @@ use crate::sys::cred::Caller;
 use crate::sys::file;
 use crate::sys::xattr::{self, Target};
 
-const DEFAULT_ACL: &str = "system.posix_acl_default";
+const DEFAULT_ACL: &str = crate::format::acl::DEFAULT;
 
 /// What the filesystem of a writable layer and our rights permit, found by trying.
 #[derive(Debug, Clone, Copy)]

@@ -1,16 +1,15 @@
-//! Open files and directories, by handle.
+//! Open files, by handle.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use rustix::fs::OFlags;
 
 use crate::error::{Errno, Result};
 use crate::layer::dir::{Dir, LayerId};
-use crate::merge::listing::Entry;
 use crate::node::object::Node;
 
 /// An open file.
@@ -54,16 +53,6 @@ impl OpenFile {
         *self.real.write() = (layer, fd.clone());
         Ok(fd)
     }
-}
-
-/// An open directory: its listing is made when it is first read from the start, and stays the same
-/// until it is read from the start again.
-#[derive(Debug)]
-pub struct OpenDir {
-    /// What is open.
-    pub node: Arc<Node>,
-    /// The listing.
-    pub listing: Mutex<Option<Arc<Vec<Entry>>>>,
 }
 
 /// Things by handle.

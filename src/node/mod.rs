@@ -12,6 +12,7 @@
 
 pub mod files;
 pub mod io;
+pub mod listings;
 pub mod object;
 pub mod table;
 

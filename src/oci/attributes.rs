@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 
 use crate::error::{Errno, Result};
-use crate::format::names;
+use crate::format::{names, override_stat};
 use crate::layer::dir::Dir;
 use crate::sys::file::Stat;
 use crate::sys::xattr::{self, Target};
@@ -16,14 +16,16 @@ pub type Xattrs = BTreeMap<OsString, Vec<u8>>;
 /// What an image does not say of an object: labels that belong to the machine and are set by its policy.
 const OF_THE_MACHINE: [&str; 3] = ["security.selinux", "security.ima", "security.evm"];
 
-/// The extended attributes of an object, without the private ones and those of the machine.
+/// The extended attributes of an object, without the private ones, those of the machine, and those that keep owners.
 ///
 /// # Errors
 /// Those of listxattr(2) and getxattr(2).
 pub fn xattrs(target: Target<'_>) -> Result<Xattrs> {
     let mut found = Xattrs::new();
     for stored in xattr::list(target)? {
-        if OF_THE_MACHINE.iter().any(|name| stored == *name) {
+        if OF_THE_MACHINE.iter().any(|name| stored == *name)
+            || override_stat::names().any(|name| stored == name)
+        {
             continue;
         }
         let Some(shown) = shown(&stored) else { continue };

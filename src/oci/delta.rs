@@ -22,13 +22,15 @@ use crate::format::names;
 use crate::layer::claim;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
+use crate::layer::owner;
 use crate::layer::stack::{Stack, UPPER};
 use crate::merge::attr::Attr;
 use crate::merge::listing;
-use crate::merge::lookup::{Data, DirFound, Found, Other, lookup, root, root_from};
+use crate::merge::lookup::{Data, DirFound, Found, Other, lookup, root_from};
 use crate::merge::lowers::Parts;
 use crate::sys::copy::read_full_at;
 use crate::sys::file::{self, Stat};
+use crate::sys::xattr::Target;
 
 /// Descriptors of init and index directories kept open.
 const SIDE_CACHE: usize = 64;
@@ -148,17 +150,47 @@ impl Upper {
         Ok(changes)
     }
 
-    /// The merged tree's root.
-    pub(super) fn root(&self) -> Result<DirFound> {
-        root(&self.stack)
+    /// The root of the merged tree, or of that of the layers from `first` down.
+    pub(super) fn root(&self, first: LayerId) -> Result<DirFound> {
+        let mut found = root_from(&self.stack, first)?;
+        if let Some(part) = found.parts.first() {
+            self.own(part.layer(), Target::Fd(part.fd()?.as_fd()), &mut found.stat)?;
+        }
+        Ok(found)
+    }
+
+    /// What a name stands for, with the owner and permissions that its layer keeps.
+    pub(super) fn lookup(&self, parts: &Parts, name: &OsStr) -> Result<Found> {
+        let mut found = lookup(&self.stack, parts, name)?;
+        match &mut found {
+            Found::Nothing { .. } => {}
+            Found::Dir(dir) => {
+                if let Some(part) = dir.parts.first() {
+                    self.own(part.layer(), Target::Fd(part.fd()?.as_fd()), &mut dir.stat)?;
+                }
+            }
+            Found::Other(other) => {
+                let fd = other.dir.fd()?;
+                self.own(other.dir.layer(), Target::At(fd.as_fd(), &other.name), &mut other.stat)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Some layers keep owners and permissions in an attribute.
+    pub(super) fn own(&self, layer: LayerId, target: Target<'_>, st: &mut Stat) -> Result<()> {
+        match self.stack.owner_attribute(layer) {
+            Some(name) => owner::apply(target, name, st),
+            None => Ok(()),
+        }
     }
 
     /// What a path of the merged tree stands for.
     pub(super) fn find(&self, path: &Path) -> Result<Found> {
-        let mut found = Found::Dir(self.root()?);
+        let mut found = Found::Dir(self.root(UPPER)?);
         for name in path {
             found = match found {
-                Found::Dir(dir) => lookup(&self.stack, &dir.parts.into(), name)?,
+                Found::Dir(dir) => self.lookup(&dir.parts.into(), name)?,
                 _ => return Ok(Found::Nothing { whiteout: None }),
             };
         }
@@ -211,9 +243,8 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn run(&mut self) -> Result<()> {
-        let stack = &self.upper.stack;
-        let new = root(stack)?;
-        let old = root_from(stack, UPPER + 1)?;
+        let new = self.upper.root(UPPER)?;
+        let old = self.upper.root(UPPER + 1)?;
         let init = self.upper.init.clone();
         self.enter(new, Some(old), init, false)?;
         while let Some(frame) = self.frames.last_mut() {
@@ -228,9 +259,9 @@ impl Walk<'_> {
                 self.path.push(b'/');
             }
             self.path.extend_from_slice(name.as_bytes());
-            let now = lookup(stack, &new, &name)?;
+            let now = self.upper.lookup(&new, &name)?;
             let before = match &old {
-                Some(old) => lookup(stack, old, &name)?,
+                Some(old) => self.upper.lookup(old, &name)?,
                 None => Found::Nothing { whiteout: None },
             };
             match (now, before) {

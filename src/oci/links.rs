@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,10 +16,11 @@ use crate::format::origin::Origin;
 use crate::layer::dir::Dir;
 use crate::layer::marks;
 use crate::layer::stack::UPPER;
-use crate::merge::lookup::{Data, Found, Other, lookup};
+use crate::merge::lookup::{Data, Found, Other};
 use crate::merge::lowers::Parts;
 use crate::merge::{index, listing};
 use crate::sys::file;
+use crate::sys::xattr::Target;
 
 /// Adds to the changes what belongs to them by hardlinks, with the directories on the way, in order.
 pub(super) fn complete(upper: &Upper, changes: &mut Vec<Change>, unchanged: Vec<Change>) -> Outcome<()> {
@@ -126,6 +128,8 @@ fn wanted(upper: &Upper, dir: &Arc<Dir>) -> Result<HashMap<Vec<u8>, Wanted>> {
         };
         if left.is_none_or(|left| left > 0) {
             let lacks_data = marks::is_metacopy(dir.fd()?, &name, ns)?;
+            let mut stat = stat;
+            upper.own(UPPER, Target::At(dir.fd()?.as_fd(), &name), &mut stat)?;
             let copy = Other { dir: dir.clone(), name, stat, data: None };
             wanted.insert(origin, Wanted { copy, lacks_data, left });
         }
@@ -187,7 +191,7 @@ impl<'a> Search<'a> {
             if entry.layer == UPPER || !possible {
                 continue;
             }
-            let Found::Other(lower) = lookup(stack, parts, &entry.name)? else { continue };
+            let Found::Other(lower) = self.upper.lookup(parts, &entry.name)? else { continue };
             if lower.stat.nlink > 1
                 && let Some(origin) =
                     index::origin_of(stack, &lower.dir, &lower.name)?.and_then(|o| o.encode())

@@ -13,8 +13,10 @@ use super::apply::Wanted;
 use super::attributes::{Xattrs, of_entry};
 use super::delta::open_data;
 use super::tar::{Entry, EntryKind, Fault};
+use crate::config::Permissions;
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Mark};
+use crate::format::override_stat;
 use crate::layer::stack::Stack;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
@@ -29,10 +31,8 @@ use crate::sys::xattr::{self, Target};
 const MAX_DEPTH: usize = 2048;
 /// Permissions of a directory that the archive does not mention.
 const DIR_MODE: u32 = 0o755;
-/// Where rootless container tools keep owner, mode and device of a file (containers-storage, fuse-overlayfs).
-const OVERRIDE: &str = "user.containers.override_stat";
 /// Attributes that tools keep for themselves.
-const OF_TOOLS: [&str; 2] = ["user.containers.override_", "user.fuseoverlayfs."];
+const OF_TOOLS: [&str; 3] = ["user.containers.override_", "user.fuseoverlayfs.", "security.fuseoverlayfs."];
 /// Bytes of content handled at once.
 const BUFFER: usize = 256 << 10;
 
@@ -464,14 +464,9 @@ impl<'a> Unpack<'a> {
             EntryKind::Symlink(_) | EntryKind::Fifo => None,
         };
         self.xattrs(&object, entry)?;
-        if let Some(kind) = kind {
+        if let (Some(kind), Some(name)) = (kind, override_stat::chosen(Permissions::Containers)) {
             let value = format!("{}:{}:0{:o}:{kind}", entry.uid, entry.gid, entry.mode);
-            xattr::set(
-                Target::Fd(object.as_fd()),
-                OsStr::new(OVERRIDE),
-                value.as_bytes(),
-                XattrFlags::empty(),
-            )?;
+            xattr::set(Target::Fd(object.as_fd()), name, value.as_bytes(), XattrFlags::empty())?;
             // The owner can read and enter everything, as root can.
             let least = if entry.kind == EntryKind::Dir { 0o700 } else { 0o600 };
             file::chmod_fd(&object, (entry.mode & 0o777) | least)?;

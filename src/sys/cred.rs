@@ -136,6 +136,14 @@ pub fn is_admin() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
+/// Whether this process holds CAP_SYS_ADMIN in the initial user namespace, as `trusted.` attributes (xattr(7))
+/// and passthrough (`fuse_backing_open` in the kernel) want it.
+pub fn is_host_admin() -> bool {
+    // PROC_USER_INIT_INO of include/linux/proc_ns.h, which is for good: namespaces are told by it.
+    const INITIAL: u64 = 0xEFFF_FFFD;
+    is_admin() && rustix::fs::stat("/proc/self/ns/user").map_or(true, |st| st.st_ino == INITIAL)
+}
+
 /// Runs `f` without CAP_FSETID in the effective set of this thread.
 ///
 /// What the kernel keeps of our credentials while `f` runs then clears set-ID bits on a write, as

@@ -234,16 +234,21 @@ pub fn clear_setid(
     member: impl FnOnce(u32) -> bool,
 ) -> Result<bool> {
     let st = stat_fd(&fd)?;
-    if st.kind() != FileType::RegularFile || st.mode & 0o6000 == 0 || keeps() {
-        return Ok(false);
-    }
-    let sgid = st.mode & 0o2000 != 0 && (st.mode & 0o010 != 0 || !member(st.gid));
-    let clear = (st.mode & 0o4000) | if sgid { 0o2000 } else { 0 };
+    let clear = setid_to_clear(&st, keeps, member);
     if clear == 0 {
         return Ok(false);
     }
     chmod_fd(fd, st.mode & !clear)?;
     Ok(true)
+}
+
+/// The bits that [`clear_setid`] clears of an object with these attributes.
+pub fn setid_to_clear(st: &Stat, keeps: impl FnOnce() -> bool, member: impl FnOnce(u32) -> bool) -> u32 {
+    if st.kind() != FileType::RegularFile || st.mode & 0o6000 == 0 || keeps() {
+        return 0;
+    }
+    let sgid = st.mode & 0o2000 != 0 && (st.mode & 0o010 != 0 || !member(st.gid));
+    (st.mode & 0o4000) | if sgid { 0o2000 } else { 0 }
 }
 
 /// A time to set.

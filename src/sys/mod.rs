@@ -5,10 +5,12 @@ pub mod copy;
 pub mod cred;
 pub mod file;
 pub mod flags;
+pub mod fuse;
 pub mod handle;
 pub mod mount;
 pub mod place;
 pub mod process;
+pub mod ring;
 pub mod xattr;
 
 use std::ffi::{OsStr, OsString};

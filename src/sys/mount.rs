@@ -31,14 +31,33 @@ struct MountAttr {
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN, ENOSYS on kernels before 5.12: use `dir` itself then.
 pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
+    let tree = match clone(&dir, ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME, ATTR_ATIME) {
+        // In a user namespace the access time settings of outer mounts are locked (mount_namespaces(7)).
+        Err(Errno::PERM) => clone(&dir, ATTR_RDONLY | ATTR_NODEV, 0)?,
+        other => other?,
+    };
+    // The descriptor of a clone is O_PATH: open its root for listing and xattrs.
+    super::file::open_dir(&tree, std::ffi::OsStr::new("."))
+}
+
+/// A detached clone of the mount beneath `dir` with the same settings, rooted at `dir`. Directories below
+/// that are opened by way of it keep it, and not the original, which stays free to be unmounted.
+///
+/// # Errors
+/// As for [`clone_read_only`].
+pub fn clone_as_is(dir: impl AsFd) -> Result<OwnedFd> {
+    clone(dir, 0, 0)
+}
+
+fn clone(dir: impl AsFd, attr_set: u64, attr_clr: u64) -> Result<OwnedFd> {
     let tree = rustix::mount::open_tree(
         dir.as_fd(),
         "",
         OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )?;
     let attr = MountAttr {
-        attr_set: ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME,
-        attr_clr: ATTR_ATIME,
+        attr_set,
+        attr_clr,
         // A clone of a shared mount is its peer: what is mounted later below the original, our own
         // mount above all, would appear in the clone too (mount_namespaces(7)).
         propagation: libc::MS_PRIVATE,
@@ -55,11 +74,7 @@ pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
             size_of::<MountAttr>(),
         )
     };
-    if rc != 0 {
-        return Err(super::last_errno());
-    }
-    // The descriptor of a clone is O_PATH: open its root for listing and xattrs.
-    super::file::open_dir(&tree, std::ffi::OsStr::new("."))
+    if rc == 0 { Ok(tree) } else { Err(super::last_errno()) }
 }
 
 /// Options of a FUSE mount that the kernel takes.
@@ -69,6 +84,8 @@ pub struct FuseMount<'a> {
     pub source: &'a str,
     /// Let other users in.
     pub allow_other: bool,
+    /// The label of all files for SELinux, without quotes.
+    pub context: Option<&'a str>,
     /// Generic flags of mount(2).
     pub flags: MountFlags,
 }
@@ -78,8 +95,7 @@ pub struct FuseMount<'a> {
 /// # Errors
 /// ENOENT or ENODEV: no /dev/fuse; EPERM: no right to mount.
 pub fn mount_fuse(at: &Path, options: &FuseMount<'_>) -> Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
-    let dev = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let dev = super::fuse::Device::open()?;
     let mut data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
         dev.as_raw_fd(),
@@ -89,9 +105,28 @@ pub fn mount_fuse(at: &Path, options: &FuseMount<'_>) -> Result<OwnedFd> {
     if options.allow_other {
         data.push_str(",allow_other");
     }
+    if let Some(label) = options.context {
+        data.push_str(&format!(",context=\"{label}\""));
+    }
     let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(options.source, at, "fuse.unionfs", options.flags, data.as_c_str())?;
     Ok(dev)
+}
+
+/// Gives the mount at `at` other flags.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn remount(at: &Path, flags: MountFlags) -> Result<()> {
+    rustix::mount::mount_remount(at, flags, c"")
+}
+
+/// Ends the propagation between the mount at `at` and its peers.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn make_private(at: &Path) -> Result<()> {
+    rustix::mount::mount_change(at, rustix::mount::MountPropagationFlags::PRIVATE)
 }
 
 /// Unmounts; `lazy` detaches at once even when busy.

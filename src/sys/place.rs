@@ -2,9 +2,13 @@
 //! it.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags, StatVfsMountFlags, StatxFlags};
+use rustix::fs::{
+    Access, AtFlags, FlockOperation, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxFlags,
+};
+
+use super::mount;
 
 use crate::error::{Errno, Result};
 
@@ -49,6 +53,33 @@ pub fn open_named_dir(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// The same directories, reached by way of a detached clone of the mount that they share: the mount itself is
+/// not in use by them.
+///
+/// # Errors
+/// Where the right to clone is missing, or one of them has moved meanwhile.
+pub fn detach(dirs: &[&OwnedFd]) -> Result<Vec<OwnedFd>> {
+    let paths = dirs
+        .iter()
+        .map(|dir| std::fs::read_link(super::proc_path(dir.as_fd(), None)))
+        .collect::<std::io::Result<Vec<_>>>()
+        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    let first = paths.first().ok_or(Errno::INVAL)?;
+    let shared = first.ancestors().find(|above| paths.iter().all(|path| path.starts_with(above)));
+    let shared = shared.ok_or(Errno::NOENT)?;
+    let clone = mount::clone_as_is(pin_named_dir(shared)?)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let again = |(dir, path): (&&OwnedFd, &PathBuf)| {
+        let below = path.strip_prefix(shared).ok().filter(|below| !below.as_os_str().is_empty());
+        let below = below.unwrap_or(Path::new("."));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat2(&clone, below, flags, Mode::empty(), resolve)?;
+        // The path is only a hint: what counts is that it is the same directory.
+        if file_id(&fd)? == file_id(dir)? { Ok(fd) } else { Err(Errno::STALE) }
+    };
+    dirs.iter().zip(&paths).map(again).collect()
+}
+
 /// Pins a directory that the user names, without the right to read it.
 ///
 /// # Errors
@@ -89,7 +120,8 @@ fn file_id(fd: impl AsFd) -> Result<FileId> {
     rustix::fs::fstat(fd).map(|st| (st.st_dev, st.st_ino))
 }
 
-fn mount_id(fd: impl AsFd) -> Option<u64> {
+/// The number in the mount table of the mount that a descriptor was reached by; `None` before Linux 5.8.
+pub fn mount_id(fd: impl AsFd) -> Option<u64> {
     let st = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
     (st.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(st.stx_mnt_id)
 }

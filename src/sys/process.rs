@@ -15,7 +15,7 @@ use crate::error::{Errno, Result};
 pub enum Fork {
     /// The caller's process, which waits for the verdict.
     Parent(Verdict),
-    /// The new process, in a session of its own, with umask 0 and without inherited descriptors but
+    /// The new process, in a process group of its own, with umask 0 and without inherited descriptors but
     /// the standard ones.
     Child(Reporter),
 }
@@ -49,7 +49,10 @@ pub fn fork() -> Result<Fork> {
         -1 => Err(super::last_errno()),
         0 => {
             drop(read);
-            rustix::process::setsid()?;
+            // Out of reach of the terminal's signals. Not a session of its own: the scheduler may put each
+            // session into a group (autogroups, sched(7)), and who is served from within his own group
+            // stays on his CPU when he is answered.
+            rustix::process::setpgid(None, None)?;
             rustix::process::umask(Mode::empty());
             close_all_but(&write);
             Ok(Fork::Child(Reporter { pipe: write.into() }))
@@ -150,4 +153,14 @@ pub fn raise_open_files() {
     // Lower than asked for is no reason not to mount.
     let _ =
         rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+}
+
+/// The numbers of a user and a group that stand for those without a place in a map
+/// (proc_sys_kernel(5), `overflowuid` and `overflowgid`).
+pub fn overflow_ids() -> (u32, u32) {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    (read("overflowuid").unwrap_or(65534), read("overflowgid").unwrap_or(65534))
 }

@@ -119,7 +119,7 @@ impl Worker<'_> {
                 let flags =
                     [libc::O_RDONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_TRUNC][self.random.below(3)];
                 let fh = match self.fs.open_file(&me, ino, flags, &mut |_| Some(Arc::new(()))) {
-                    Err(Errno::ISDIR) => self.fs.opendir(ino).map(|fh| self.fs.releasedir(fh)).map(|()| 0)?,
+                    Err(Errno::ISDIR) => self.fs.readdir(ino, 0, &mut |_| false).map(|()| 0)?,
                     opened => opened?.fh,
                 };
                 if fh != 0 {
@@ -128,22 +128,16 @@ impl Worker<'_> {
                 }
             }
             14 => {
-                let fh = self.fs.opendir(dir)?;
-                let done = self.fs.readdir(fh, 0, &mut |_| false);
-                self.fs.releasedir(fh);
-                done?;
+                self.fs.readdir(dir, 0, &mut |_| false)?;
             }
             _ => {
-                let fh = self.fs.opendir(dir)?;
                 let held = &mut self.held;
-                let done = self.fs.readdirplus(fh, 0, &mut |e, attr| {
+                self.fs.readdirplus(dir, 0, &mut |e, attr| {
                     if attr.is_some() {
                         held.push(e.ino);
                     }
                     false
-                });
-                self.fs.releasedir(fh);
-                done?;
+                })?;
             }
         }
         Ok(())

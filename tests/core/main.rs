@@ -8,6 +8,7 @@ mod init_layer;
 mod io_modes;
 mod lookup;
 mod model;
+mod owners;
 mod redirects;
 mod renames;
 mod tree;

@@ -221,7 +221,12 @@ impl Tree {
 
     /// A union on the layers as they are now.
     pub fn open(&self) -> Union {
-        Union::new(UnionFs::open(self.layers(), &Options::default()).unwrap())
+        self.open_with(&Options::default())
+    }
+
+    /// The same with these options.
+    pub fn open_with(&self, options: &Options) -> Union {
+        Union::new(UnionFs::open(self.layers(), options).unwrap())
     }
 
     /// Names in the work directory that are only there while something is made.

@@ -40,9 +40,10 @@ os.setxattr('d/xattr', 'trusted.a', b'v'); print(os.getxattr('d/xattr', 'trusted
 os.utime('d/times', (1, 2)); print(os.stat('d/times').st_mtime)
 for name in sorted(os.listdir('d')):
     s = os.lstat('d/' + name); print(name, oct(s.st_mode), s.st_uid, s.st_gid, s.st_nlink)
-os.close(os.open('d/read', os.O_WRONLY))
+other_end = os.open('d/read', os.O_WRONLY)
 for pid in waiting:
     os.waitpid(pid, 0)
+os.close(other_end)
 "#,
             )
         },

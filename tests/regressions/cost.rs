@@ -49,7 +49,7 @@ impl Trace {
         let watches = |l: &&str| l.contains("/mountinfo") || l.contains("recvfrom(");
         let watchers: Vec<_> = log.lines().filter(watches).map(thread).collect();
         let own = |l: &&str| {
-            let waits = l.contains("/dev/fuse") || l.contains("futex(");
+            let waits = l.contains("/dev/fuse") || l.contains("futex(") || l.contains("io_uring_enter(");
             !waits && l.contains('(') && !watchers.contains(&thread(l))
         };
         log.lines().filter(own).map(String::from).collect()

@@ -1,40 +1,45 @@
-//! The core behind `fuser::Filesystem`: its state, and how a request is answered. The requests themselves
-//! are in [`requests`].
+//! From a request to its answer: convert, call the core, convert. One file for each group of requests.
 
-mod requests;
+mod dirs;
+mod files;
+mod objects;
 
-use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, OnceLock};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use fuser::{BackingId, FopenFlags, INodeNo, Notifier};
+use zerocopy::IntoBytes;
 
-use super::reply::{Fail, Ttl, answer};
+use super::message::{Body, Outcome, Request};
 use super::stats::{Op, Stats};
-use super::{convert, handshake, ioctl, reply};
+use super::wire::{self, EntryOut, InvalInodeOut, OutHeader};
+use super::{convert, ioctl};
 use crate::config::Options;
-use crate::error::Result;
-use crate::fs::{Backing, Opened, UnionFs};
+use crate::error::{Errno, Result};
+use crate::fs::{Attr, Backing, UnionFs};
 use crate::sys::cred;
+use crate::sys::fuse::{BackingFile, Device};
 
 /// Serves the kernel's requests from a [`UnionFs`].
+#[derive(Debug)]
 pub struct Adapter {
     fs: Arc<UnionFs>,
     stats: Arc<Stats>,
-    notifier: Arc<OnceLock<Notifier>>,
-    /// Passthrough is wanted; after the handshake: and the kernel agreed.
-    passthrough: bool,
+    device: Arc<Device>,
+    passthrough: AtomicBool,
     ttl: Ttl,
 }
 
 impl Adapter {
-    /// An adapter that has not met the kernel yet.
-    pub fn new(fs: Arc<UnionFs>, options: &Options) -> Self {
+    /// An adapter for the connection behind `device`. `passthrough`: the kernel agreed to do I/O by itself.
+    pub fn new(fs: Arc<UnionFs>, device: Arc<Device>, passthrough: bool, options: &Options) -> Self {
         Self {
             fs,
             stats: Arc::default(),
-            notifier: Arc::default(),
-            passthrough: options.passthrough && cred::is_admin(),
+            device,
+            passthrough: passthrough.into(),
             ttl: Ttl::new(options.timeout),
         }
     }
@@ -44,37 +49,98 @@ impl Adapter {
         Arc::clone(&self.stats)
     }
 
-    /// Where the session puts its notifier once it has one.
-    pub fn notifier(&self) -> Arc<OnceLock<Notifier>> {
-        Arc::clone(&self.notifier)
+    /// Runs a request. What the answer says goes to `room`, which must hold the largest answer that the request
+    /// permits.
+    ///
+    /// A panic is answered by EIO. It must not leave this function: the worker would be lost, and with the last
+    /// one the mount would hang.
+    pub fn serve(&self, request: &Request<'_>, room: &mut [u8]) -> Outcome {
+        let Some(op) = Op::from_code(request.header.opcode) else {
+            // Of most kinds the kernel then asks never again.
+            return Outcome::Failed(Errno::NOSYS);
+        };
+        self.stats.count(op);
+        let mut body = Body::new(room);
+        // What a panic may have left half done is the state behind the core's locks, which do not
+        // poison: the next request sees it, as it would after an error at the same place.
+        let result =
+            catch_unwind(AssertUnwindSafe(|| self.run(op, request, &mut body))).unwrap_or_else(|_| {
+                tracing::error!(op = op.name(), "a request handler panicked; answering EIO");
+                Err(Errno::IO)
+            });
+        match result {
+            _ if matches!(op, Op::Forget | Op::BatchForget) => Outcome::Silent,
+            Ok(()) => Outcome::Done(body.len()),
+            Err(err) => {
+                tracing::trace!(op = op.name(), %err, "request failed");
+                Outcome::Failed(err)
+            }
+        }
     }
 
-    /// Counts a request, runs it and answers it.
-    fn answer<R: Fail, T>(
-        &self,
-        op: Op,
-        reply: R,
-        call: impl FnOnce(&mut R) -> Result<T>,
-        done: impl FnOnce(R, T),
-    ) {
-        self.stats.count(op);
-        answer(op, reply, call, done);
+    fn run(&self, op: Op, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
+        match op {
+            Op::Lookup => self.lookup(request, body),
+            Op::Forget => self.forget(request),
+            Op::BatchForget => self.batch_forget(request),
+            Op::Getattr => self.getattr(request, body),
+            Op::Setattr => self.setattr(request, body),
+            Op::Readlink => self.readlink(request, body),
+            Op::Symlink => self.symlink(request, body),
+            Op::Mknod => self.mknod(request, body),
+            Op::Mkdir => self.mkdir(request, body),
+            Op::Unlink => self.fs.unlink(request.header.nodeid, request.name()?),
+            Op::Rmdir => self.fs.rmdir(request.header.nodeid, request.name()?),
+            Op::Rename => self.rename(request, request.fixed::<wire::RenameIn>()?.newdir, 0),
+            Op::Rename2 => {
+                let given: wire::Rename2In = request.fixed()?;
+                self.rename(request, given.newdir, given.flags)
+            }
+            Op::Link => self.link(request, body),
+            Op::Statfs => body.put(&convert::statfs(&self.fs.statfs()?)),
+            Op::Setxattr => self.setxattr(request),
+            Op::Getxattr => self.getxattr(request, body),
+            Op::Listxattr => self.listxattr(request, body),
+            Op::Removexattr => self.fs.removexattr(request.header.nodeid, request.name()?),
+            Op::Open => self.open(request, body),
+            Op::Create => self.create(request, body),
+            Op::Read => self.read(request, body),
+            Op::Write => self.write(request, body),
+            Op::Release => {
+                self.fs.release(request.fixed::<wire::ReleaseIn>()?.fh);
+                Ok(())
+            }
+            Op::Fsync => self.fsync(request),
+            Op::Fallocate => self.fallocate(request),
+            Op::Lseek => self.lseek(request, body),
+            Op::CopyFileRange | Op::CopyFileRange64 => self.copy_file_range(op, request, body),
+            Op::Ioctl => self.ioctl(request, body),
+            Op::Readdir => self.readdir(request, body),
+            Op::Readdirplus => self.readdirplus(request, body),
+            Op::Fsyncdir => self.fsyncdir(request),
+            // Nothing depends on a flush, and the kernel checks permissions itself (default_permissions): it asks
+            // once and never again.
+            // Directories need not be opened (FUSE_NO_OPENDIR_SUPPORT).
+            Op::Flush | Op::Access | Op::Opendir => Err(Errno::NOSYS),
+            Op::Releasedir | Op::Destroy => Ok(()),
+        }
     }
 
     /// Makes a file known to the kernel for I/O without us. `None`: it goes through us.
-    fn make_backing(
-        &self,
-        fd: BorrowedFd<'_>,
-        open_backing: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
-    ) -> Option<Backing> {
-        if !self.passthrough {
+    fn make_backing(&self, fd: BorrowedFd<'_>) -> Option<Backing> {
+        if !self.passthrough.load(Ordering::Relaxed) {
             return None;
         }
         // The kernel keeps the credentials of this moment for all I/O on the file. Without
         // CAP_FSETID in them the backing filesystem clears set-ID bits on writes as it would for any
         // user; with it they would survive a write by anybody.
-        match cred::without_fsetid(|| open_backing(fd)) {
-            Ok(Ok(id)) => Some(Arc::new(id)),
+        match cred::without_fsetid(|| BackingFile::open(&self.device, fd)) {
+            Ok(Ok(file)) => Some(Arc::new(file)),
+            Ok(Err(Errno::PERM)) => {
+                tracing::info!("passthrough is not permitted");
+                self.passthrough.store(false, Ordering::Relaxed);
+                None
+            }
             Ok(Err(err)) => {
                 tracing::debug!(%err, "no passthrough for a file");
                 None
@@ -87,23 +153,62 @@ impl Adapter {
     }
 
     /// Drops the kernel's copy of the attributes of an inode that changed unseen by it, not of its pages. To be
-    /// called before the reply, so that who sees that answered sees the change, too. Takes no lock in the
+    /// called before the answer, so that who sees that answered sees the change, too. Takes no lock in the
     /// kernel that a pending request could hold.
-    fn forget_attributes_if(&self, changed: bool, ino: INodeNo) {
-        if changed
-            && let Some(notifier) = self.notifier.get()
-            && let Err(err) = notifier.inval_inode(ino, -1, 0)
-        {
-            tracing::debug!(%err, ino = ino.0, "cannot drop cached attributes");
+    fn forget_attributes_if(&self, changed: bool, ino: u64) {
+        if !changed {
+            return;
+        }
+        let what = InvalInodeOut { ino, off: -1, len: 0 };
+        let len = (size_of::<OutHeader>() + size_of::<InvalInodeOut>()) as u32;
+        let header = OutHeader { len, error: wire::NOTIFY_INVAL_INODE, unique: 0 };
+        if let Err(err) = self.device.write(header.as_bytes(), what.as_bytes()) {
+            tracing::debug!(%err, ino, "cannot drop cached attributes");
         }
     }
 }
 
-/// The backing of an open file, if the kernel does its I/O.
-fn backing_id(opened: &Opened) -> Option<&BackingId> {
-    opened.backing.as_ref()?.downcast_ref()
-}
+/// How long the kernel may keep what it is told of names and attributes.
+#[derive(Debug, Clone, Copy)]
+struct Ttl(Duration);
 
-fn open_flags(opened: &Opened) -> FopenFlags {
-    if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+impl Ttl {
+    /// The time that the option `timeout=` gives; without it, [`convert::FOREVER`].
+    fn new(timeout: Option<Duration>) -> Self {
+        Self(timeout.unwrap_or(convert::FOREVER).min(convert::FOREVER))
+    }
+
+    /// How long the kernel may keep these attributes, in seconds and nanoseconds.
+    fn of(self, attr: &Attr) -> (u64, u32) {
+        if attr.cacheable { self.names() } else { (0, 0) }
+    }
+
+    /// How long the kernel may keep names, in seconds and nanoseconds.
+    fn names(self) -> (u64, u32) {
+        (self.0.as_secs(), self.0.subsec_nanos())
+    }
+
+    /// What is told of an entry.
+    fn entry(self, attr: &Attr) -> EntryOut {
+        let (attr_valid, attr_valid_nsec) = self.of(attr);
+        EntryOut {
+            nodeid: attr.ino,
+            attr_valid,
+            attr_valid_nsec,
+            attr: convert::attr(attr),
+            ..self.missing()
+        }
+    }
+
+    /// What is told of a name that is not there: node 0, with a time to keep that, which a plain ENOENT lacks.
+    fn missing(self) -> EntryOut {
+        let (entry_valid, entry_valid_nsec) = self.names();
+        EntryOut { entry_valid, entry_valid_nsec, ..EntryOut::default() }
+    }
+
+    /// What is told of attributes.
+    fn attr(self, attr: &Attr) -> wire::AttrOut {
+        let (attr_valid, attr_valid_nsec) = self.of(attr);
+        wire::AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: convert::attr(attr) }
+    }
 }
