@@ -11,6 +11,7 @@ use crate::error::{Errno, MountError, Outcome, Result};
 use crate::format::redirect::Redirect;
 use crate::layer::claim;
 use crate::layer::dir::{Dir, LayerId};
+use crate::layer::look::look;
 use crate::layer::marks;
 use crate::layer::stack::Stack;
 use crate::merge::lookup::{Found, lookup, root};
@@ -58,16 +59,16 @@ pub fn held(layers: &LayerPaths, options: &Options, path: &Path) -> Outcome<Vec<
     layers.lowers.splice(0..0, init);
     let failed = |e: Errno| MountError::path("path", path, format!("cannot be looked up in the layers: {e}"));
     let stack = if layers.upper.is_some() {
-        let (upper, _, fds) = claim::look(&layers)?;
+        let (upper, _, fds) = look(&layers)?;
         Stack::open_unchanged(upper, fds, options)
     } else {
         let mut claim = claim::claim(&layers)?;
         claim.take_fds().ok_or(Errno::IO).and_then(|fds| Stack::open(fds, options))
     };
-    look(&stack.map_err(failed)?, path).map_err(failed)
+    search(&stack.map_err(failed)?, path).map_err(failed)
 }
 
-fn look(stack: &Stack, path: &Path) -> Result<Vec<Held>> {
+fn search(stack: &Stack, path: &Path) -> Result<Vec<Held>> {
     let mut found = root(stack)?;
     let Some(name) = path.file_name() else {
         return found.parts.iter().map(|part| whole(part, part.path(), true)).collect();

@@ -22,6 +22,7 @@ use crate::format::names;
 use crate::layer::claim;
 use crate::layer::dir::{Dir, LayerId};
 use crate::layer::fd_cache::FdCache;
+use crate::layer::look::look;
 use crate::layer::owner;
 use crate::layer::stack::{Stack, UPPER};
 use crate::merge::attr::Attr;
@@ -118,7 +119,7 @@ impl Upper {
     /// # Errors
     /// A sentence that names the layer that is unusable.
     pub fn open(layers: &LayerPaths, options: &Options) -> Outcome<Self> {
-        let (upper, init, fds) = claim::look(layers)?;
+        let (upper, init, fds) = look(layers)?;
         let unusable = |e| MountError::System(format!("the layers cannot be put together: {e}"));
         let cache = Arc::new(FdCache::new(SIDE_CACHE));
         let side = |fd| Dir::root(UPPER, fd, &cache);

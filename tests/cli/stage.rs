@@ -12,6 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub const LIMIT: Duration = Duration::from_secs(20);
+/// The variable by which a process is known as one of a stage.
+const STAGE: &str = "UNIONFS_TEST_STAGE";
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_unionfs");
 
 /// A temporary directory with layers in it. Dropping ends every mount below it.
@@ -44,7 +46,7 @@ impl Stage {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
-        command.args(args).current_dir(self.dir.path());
+        command.args(args).current_dir(self.dir.path()).env(STAGE, self.path(""));
         command
     }
 
@@ -111,14 +113,14 @@ impl Stage {
 
     /// Process ids of living daemons that hold something below the stage open.
     pub fn daemons(&self) -> Vec<u32> {
-        let root = self.path("");
+        let own = [STAGE.as_bytes(), b"=", self.path("").as_os_str().as_encoded_bytes()].concat();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-            let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
+            // Not by its descriptors: those of layers may be on a private mount, where no path leads.
+            let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
             let is_ours = fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == Path::new(PROGRAM));
-            let holds = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(&root));
-            if is_ours && fds.flatten().any(holds) {
+            if is_ours && environment.split(|b| *b == 0).any(|variable| variable == own) {
                 found.push(pid);
             }
         }
