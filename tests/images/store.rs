@@ -217,3 +217,50 @@ fn what_is_no_image_leaves_the_store_clean() {
     assert!(!exists(yard.path("x.tar")));
     assert_eq!(yard.image(&["ls", "--json"]), "[]\n");
 }
+
+#[test]
+fn random_changes_as_podman_diff_tells_them_slow() {
+    need_unionfs!();
+    if let Some(reason) = no_engines() {
+        return skip(&reason);
+    }
+    let yard = Yard::new();
+    yard.build();
+    let archive = yard.path("two.tar");
+    let archive = archive.to_str().unwrap();
+    yard.engine("podman", &["save", "-q", "--format", "oci-archive", "-o", archive, "localhost/two:1"]);
+    yard.image(&["import", archive]);
+    let image: serde_json::Value =
+        serde_json::from_str(&yard.image(&["inspect", "localhost/two:1"])).unwrap();
+    let layers = image["LayerPaths"].as_array().unwrap();
+    for seed in 0..5 {
+        let mut union = Union::new(layers.len());
+        for (i, layer) in layers.iter().rev().enumerate() {
+            std::fs::remove_dir(union.lower(i, "")).unwrap();
+            let name = union.dir().join(format!("l{i}"));
+            std::os::unix::fs::symlink(layer.as_str().unwrap(), name).unwrap();
+        }
+        union.mount();
+        let mut random = crate::random::Random::new(seed);
+        for _ in 0..40 {
+            random.change(&union.at("usr/lib"));
+            random.change(&union.mnt());
+        }
+        for name in ["usr/lib/one", "etc/group"] {
+            let _ = std::fs::remove_file(union.at(name));
+        }
+        // The same tree in a container.
+        let container = yard.engine("podman", &["create", "localhost/two:1"]);
+        let theirs = yard.engine("podman", &["mount", &container]);
+        let ours = format!("{}/", union.mnt().display());
+        run("rsync", &["-aHAX", "--delete", &ours, &format!("{theirs}/")].map(OsStr::new));
+        let mut expected: Vec<String> =
+            yard.engine("podman", &["diff", &container]).lines().map(String::from).collect();
+        expected.sort();
+        let mut found = crate::diff::lines(&union);
+        found.sort();
+        assert_eq!(found, expected, "seed {seed}");
+        yard.engine("podman", &["umount", &container]);
+        union.unmount();
+    }
+}
