@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{LayerPaths, MountConfig, Options, Permissions, RedirectDir};
+use crate::sys::cred;
 
 /// The form of the file. Files of another form are left alone.
 pub const VERSION: u32 = 1;
@@ -203,7 +204,8 @@ fn start_of(pid: u32) -> Option<u64> {
 
 /// Where this user's state lies; `None` where there is no place for it.
 fn own_directory() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
+    // The root of a user namespace is another user to the system's directories.
+    if cred::is_host_admin() {
         return Some(SYSTEM.into());
     }
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)?;
@@ -213,7 +215,7 @@ fn own_directory() -> Option<PathBuf> {
 /// All places that this user can look into: the system's and the own one; root sees those of all users.
 fn directories() -> Vec<PathBuf> {
     let mut all = vec![PathBuf::from(SYSTEM)];
-    if rustix::process::geteuid().is_root() {
+    if cred::is_host_admin() {
         let users = fs::read_dir(OF_USERS).into_iter().flatten().flatten();
         all.extend(users.map(|user| user.path().join(SUBDIRECTORY)));
     }
@@ -251,12 +253,12 @@ impl Recorded {
 /// Those of writing.
 pub fn record(state: &MountState) -> io::Result<Option<Recorded>> {
     let Some(dir) = own_directory() else { return Ok(None) };
-    if let Err(e) = fs::create_dir(&dir)
-        && e.kind() != io::ErrorKind::AlreadyExists
-    {
-        return Err(e);
+    match fs::create_dir(&dir) {
+        // Whatever the umask is.
+        Ok(()) => fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e),
     }
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
     let mut file = tempfile::Builder::new()
         .prefix(".")
         .permissions(fs::Permissions::from_mode(0o644))
