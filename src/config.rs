@@ -93,6 +93,9 @@ pub struct Options {
     /// Private xattrs in the `user.overlay.` namespace instead of `trusted.overlay.` (`userxattr`).
     /// `None`: decided by what the upper permits.
     pub userxattr: Option<bool>,
+    /// Names of the upper that begin with `.wh.` are whiteouts unless the layer says otherwise, as in lowers: container
+    /// engines write image layers so for programs that mount, and compare them mounted as uppers.
+    pub wh_upper: bool,
     /// Skip every sync (`volatile`).
     pub volatile: bool,
     /// Ignore device nodes (`nodev`).
@@ -150,6 +153,7 @@ impl Default for Options {
         Self {
             read_only: false,
             userxattr: None,
+            wh_upper: false,
             volatile: false,
             nodev: false,
             nosuid: false,

@@ -203,10 +203,68 @@ fn statistics_on_a_signal() {
         assert!(wait_for(Duration::from_secs(5), || totals() == times), "{}", get(&log));
     }
     let text = get(&log);
+    assert!(text.contains("io_uring ") && text.contains("passthrough "), "{text}");
     for line in ["nodes ", "resident_kib ", "request lookup ", "request open 1"] {
         assert!(text.lines().any(|l| l.starts_with(line)), "no line {line:?} in:\n{text}");
     }
     assert_eq!(get(u.at("d/f")), "content", "the mount goes on");
+}
+
+/// Whether the kernel lets requests come over io_uring.
+fn uring_is_enabled() -> bool {
+    std::fs::read_to_string("/sys/module/fuse/parameters/enable_uring").is_ok_and(|text| text.trim() == "Y")
+}
+
+/// The names of a mount's serving threads.
+fn threads(mnt: &Path) -> Vec<String> {
+    let tasks = format!("/proc/{}/task", daemon_of(mnt).unwrap());
+    let name =
+        |task: std::io::Result<std::fs::DirEntry>| get(task.unwrap().path().join("comm")).trim().to_owned();
+    std::fs::read_dir(tasks).unwrap().map(name).collect()
+}
+
+#[test]
+fn requests_come_over_io_uring_or_by_the_device() {
+    need_unionfs!();
+    for way in ["on", "off", "auto"] {
+        if !uring_is_enabled() && way == "on" {
+            common::skip("the kernel's fuse module has enable_uring off");
+            continue;
+        }
+        let mut u = Union::new(1).option(&format!("io_uring={way}"));
+        put(u.lower(0, "d/f"), "content");
+        u.mount();
+        assert_eq!(get(u.at("d/f")), "content");
+        let ring = threads(&u.mnt()).iter().any(|name| name.starts_with("ring-"));
+        assert_eq!(ring, way != "off" && uring_is_enabled(), "io_uring={way}: {:?}", threads(&u.mnt()));
+    }
+}
+
+/// Each of them waits in the daemon, for a copy or for the disk, while others come.
+#[test]
+fn more_requests_wait_than_there_are_threads() {
+    need_unionfs!();
+    for way in ["auto", "off"] {
+        let mut u = Union::new(1).option(&format!("io_uring={way}"));
+        for i in 0..40 {
+            std::fs::write(u.lower(0, format!("f{i}")), vec![7; 1 << 20]).unwrap();
+        }
+        u.mount();
+        std::thread::scope(|s| {
+            for i in 0..40 {
+                let (u, name) = (&u, format!("f{i}"));
+                s.spawn(move || {
+                    let file = std::fs::OpenOptions::new().append(true).open(u.at(&name)).unwrap();
+                    file.sync_all().unwrap();
+                    assert_eq!(std::fs::read_dir(u.mnt()).unwrap().count(), 40);
+                    std::fs::rename(u.at(&name), u.at(format!("g{i}"))).unwrap();
+                });
+            }
+        });
+        let names = |dir: &Path| std::fs::read_dir(dir).unwrap().count();
+        assert_eq!(names(&u.mnt()), 40);
+        assert_eq!(get(u.at("g7")).len(), 1 << 20);
+    }
 }
 
 #[test]

@@ -285,10 +285,11 @@ fn sync_opens_the_real_files_so() {
         let u = Union::new(1).option(option).mounted();
         let file = File::create(u.at("f")).unwrap();
         let daemon = common::daemon_of(&u.mnt()).unwrap();
+        let real = u.upper("f").metadata().map(|m| (m.dev(), m.ino())).unwrap();
         let flags = std::fs::read_dir(format!("/proc/{daemon}/fd"))
             .unwrap()
             .flatten()
-            .find(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("upper/f")))
+            .find(|fd| std::fs::metadata(fd.path()).is_ok_and(|m| (m.dev(), m.ino()) == real))
             .map(|fd| {
                 std::fs::read_to_string(format!("/proc/{daemon}/fdinfo/{}", fd.file_name().display()))
                     .unwrap()

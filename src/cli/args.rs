@@ -7,6 +7,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use super::options;
+use crate::error::MountError;
 
 /// Layered union filesystem: several directories appear as one
 #[derive(Debug, Parser)]
@@ -14,7 +15,8 @@ use super::options;
 #[command(after_help = "Examples:
   unionfs demo
   unionfs mount --create image2:image1:base upper /mnt/root
-  unionfs umount /mnt/root")]
+  unionfs umount /mnt/root
+  unionfs run --create image2:image1:base upper -- /bin/sh")]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -47,6 +49,32 @@ pub enum Command {
 
 Needs /dev/fuse and the right to mount. Everything is unmounted and removed at the end.")]
     Demo,
+    /// Run a command in a tree that is mounted for it
+    #[command(
+        override_usage = "unionfs run [OPTIONS] LOWER[:LOWER...] UPPER [MOUNTPOINT] -- COMMAND [ARG]...
+       unionfs run [OPTIONS] --read-only LOWER[:LOWER...] [MOUNTPOINT] -- COMMAND [ARG]...
+       unionfs run [OPTIONS] -o lowerdir=LOWER[:LOWER...][,upperdir=UPPER][,OPT]... [MOUNTPOINT] -- COMMAND [ARG]..."
+    )]
+    #[command(
+        after_help = "The tree is mounted in a mount namespace of its own, on a temporary directory unless MOUNTPOINT is
+named, and is the root directory of the command, with /proc, /sys and /dev of the host and the
+volumes. When the command ends, what it has left running is killed, and the tree is unmounted. Users
+without the right to mount are root in a user namespace, with the ids of /etc/subuid and /etc/subgid
+where newuidmap and newgidmap are installed.
+
+The exit status is that of the command; 128 and the number of the signal that ended it; 127 if it is
+not found, 126 if it cannot be run, 125 if something else fails.
+
+The mount options (-o) are those of `unionfs mount`, see `unionfs mount --help`.
+
+Examples:
+  unionfs run --create image2:image1:base container/upper -- /bin/sh
+  unionfs run --volume $PWD:/src --volume ~/.cache:/cache:ro base upper -- make -C /src
+  unionfs run --read-only image2:image1:base -- /bin/ls /"
+    )]
+    #[command(mut_arg("foreground", |arg| arg.hide(true)))]
+    #[command(mut_arg("options", |arg| arg.help("Mount options, see `unionfs mount --help`")))]
+    Run(RunArgs),
     /// Write completions for shells and manual pages of the commands
     #[command(hide = true)]
     #[command(after_help = "Example:
@@ -123,8 +151,9 @@ pub struct MountArgs {
     /// Lower layers, topmost first; never changed. `\:` stands for a colon in a name, `\\` for a
     /// backslash. After `::` comes a data-only layer, which shows nothing by itself
     // When options name the layers, the only path there is, which then is the mount point.
+    // What must be there depends on the options: `missing` tells.
     #[arg(value_name = "LOWER[:LOWER...]")]
-    pub lowers: OsString,
+    pub lowers: Option<OsString>,
 
     /// Upper layer: takes everything that is new or changed
     // With --read-only, the only path there is, which then is the mount point.
@@ -169,23 +198,21 @@ impl Args {
 
     fn read_from(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
         let args = Self::try_parse_from(args)?;
-        match &args.command {
-            Command::Mount(mount) => match mount.missing() {
-                Some(missing) => Err(mount_error(missing)),
-                None => Ok(args),
-            },
-            _ => Ok(args),
-        }
+        let missing = match &args.command {
+            Command::Mount(mount) => mount.missing().map(|missing| ("mount", missing)),
+            Command::Run(run) => run.missing().map(|missing| ("run", missing)),
+            _ => None,
+        };
+        missing.map_or(Ok(args), |(command, missing)| Err(missing_error(command, missing)))
     }
 }
 
-fn mount_error(missing: &str) -> clap::Error {
+fn missing_error(name: &str, missing: &str) -> clap::Error {
     let mut command = Args::command();
     command.build();
-    let mount = command.find_subcommand_mut("mount");
     let text = format!("the following required argument was not provided: {missing}");
-    match mount {
-        Some(mount) => mount.error(ErrorKind::MissingRequiredArgument, text),
+    match command.find_subcommand_mut(name) {
+        Some(command) => command.error(ErrorKind::MissingRequiredArgument, text),
         None => command.error(ErrorKind::MissingRequiredArgument, text),
     }
 }
@@ -193,15 +220,70 @@ fn mount_error(missing: &str) -> clap::Error {
 impl MountArgs {
     /// The argument that is missing. How many there must be depends on whether options name the layers.
     fn missing(&self) -> Option<&'static str> {
-        let layers_named = options::parse(&self.options).map_or(true, |parsed| !parsed.layers.is_empty());
-        match (&self.upper, &self.mountpoint) {
-            // A wrong option will be told of in any case.
-            _ if layers_named => None,
-            (Some(_), Some(_)) => None,
-            (Some(_), None) if self.read_only => None,
-            (None, _) if !self.read_only => Some("UPPER"),
+        match (self.layers_named(), &self.lowers, &self.upper, &self.mountpoint) {
+            (true, None, ..) => Some("MOUNTPOINT"),
+            (true, ..) => None,
+            (_, None, ..) => Some("LOWER[:LOWER...]"),
+            (_, _, Some(_), Some(_)) => None,
+            (_, _, Some(_), None) if self.read_only => None,
+            (_, _, None, _) if !self.read_only => Some("UPPER"),
             _ => Some("MOUNTPOINT"),
         }
+    }
+
+    /// Whether options name the layers. A wrong option will be told of in any case.
+    fn layers_named(&self) -> bool {
+        options::parse(&self.options).map_or(true, |parsed| !parsed.layers.is_empty())
+    }
+}
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// Bind a directory or file of the host in the tree, writable or read-only. What is below it there
+    /// never gets into the upper layer; the empty mount point does, if the tree has none
+    #[arg(long = "volume", short = 'v', value_name = "HOST:PATH[:ro]", action = ArgAction::Append)]
+    pub volumes: Vec<OsString>,
+
+    /// What to mount.
+    #[command(flatten)]
+    pub mount: MountArgs,
+
+    /// Command, which is looked for in the tree, and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+impl RunArgs {
+    /// The argument that is missing: as for `mount`, but for the mount point.
+    fn missing(&self) -> Option<&'static str> {
+        let mount = &self.mount;
+        match (mount.layers_named(), &mount.lowers, &mount.upper) {
+            (true, ..) => None,
+            (_, None, _) => Some("LOWER[:LOWER...]"),
+            (_, _, None) if !mount.read_only => Some("UPPER"),
+            _ => None,
+        }
+    }
+
+    /// The arguments of a mount, with an empty mount point when none is named, and the command.
+    ///
+    /// # Errors
+    /// An option of `mount` that makes no sense here.
+    pub fn split(self) -> Result<(MountArgs, Vec<OsString>), MountError> {
+        let mut mount = self.mount;
+        if mount.foreground {
+            let reason = "has no meaning here, since a command is run and waited for; leave it out";
+            return Err(MountError::option("--foreground", reason));
+        }
+        if mount.layers_named() {
+            mount.lowers.get_or_insert_default();
+        } else if mount.read_only {
+            mount.upper.get_or_insert_default();
+        } else {
+            mount.mountpoint.get_or_insert_default();
+        }
+        Ok((mount, self.command))
     }
 }
 

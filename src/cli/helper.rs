@@ -143,6 +143,7 @@ pub fn run() -> Result<(), MountError> {
     if parsed.remount {
         return remount(&target, &parsed);
     }
+    parsed.options.wh_upper = !by_mount;
     let config = MountConfig { layers: layers(parsed.layers)?, mountpoint: target, options: parsed.options };
     if by_mount && args.foreground {
         return Ok(());

@@ -244,7 +244,7 @@ fn mount_image(
         make_init(&init)?;
     }
     mount::run(MountArgs {
-        lowers: join_layers(layers.iter().map(|l| l.as_os_str())),
+        lowers: Some(join_layers(layers.iter().map(|l| l.as_os_str()))),
         upper: Some(upper),
         mountpoint: Some(mountpoint),
         read_only: false,

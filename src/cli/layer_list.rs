@@ -53,6 +53,18 @@ pub fn split_layers(list: &OsStr) -> Result<Lowers, MountError> {
     }
 }
 
+/// Splits at every colon that is not escaped as in [`split_layers`]; names may be empty.
+pub fn split_names(list: &[u8]) -> Vec<OsString> {
+    let mut names = Vec::new();
+    let mut rest = Some(list);
+    while let Some(list) = rest {
+        let (name, tail) = next_name(list);
+        names.push(OsString::from_vec(name));
+        rest = tail;
+    }
+    names
+}
+
 /// The name at the start of a list, and what follows its colon.
 fn next_name(mut rest: &[u8]) -> (Vec<u8>, Option<&[u8]>) {
     let mut name = Vec::new();

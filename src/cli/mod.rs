@@ -7,6 +7,7 @@ mod demo;
 mod diff;
 mod generate;
 mod helper;
+mod ids;
 mod image;
 mod inspect;
 pub mod layer_list;
@@ -18,7 +19,9 @@ mod mount;
 pub mod options;
 mod progress;
 mod record;
+mod run;
 mod umount;
+mod volume;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -26,7 +29,8 @@ use std::process::ExitCode;
 use crate::error::MountError;
 
 /// Runs the command that the process was called with. A failure is told in one sentence on standard
-/// error and by exit status 1; clap tells of a wrong usage itself, with status 2.
+/// error and by exit status 1, or 125 for `run`, which passes on the status of a command; clap tells of a wrong
+/// usage itself, with status 2.
 pub fn run() -> ExitCode {
     if helper::is_meant() {
         return end(helper::run());
@@ -35,6 +39,7 @@ pub fn run() -> ExitCode {
         args::Command::Mount(args) => mount::run(args),
         args::Command::Umount(args) => umount::run(&args),
         args::Command::Demo => demo::run(),
+        args::Command::Run(args) => return run::run(args),
         args::Command::Generate(args) => generate::run(&args),
         args::Command::Apply(args) => apply::run(&args),
         args::Command::Commit(args) => commit::run(&args),

@@ -84,7 +84,7 @@ fn tell_manager(state: NotifyState<'_>) {
 }
 
 /// The detached process. Never returns into the caller's code.
-fn daemon(start: Start, reporter: process::Reporter) -> ! {
+pub(super) fn daemon(start: Start, reporter: process::Reporter) -> ! {
     let log = start.config.options.log.as_deref().map(logging::to_file).transpose();
     let (served, log) = match log.and_then(|log| Ok((prepare(start)?, log))) {
         Ok(served) => served,
@@ -169,7 +169,7 @@ fn stop(stopper: &Stopper) -> ! {
 }
 
 /// Reads the arguments, without a look at the filesystem.
-fn configure(args: MountArgs) -> Result<MountConfig, MountError> {
+pub(super) fn configure(args: MountArgs) -> Result<MountConfig, MountError> {
     let parsed = options::parse(&args.options)?;
     parsed.refuse_unknown()?;
     let (layers, mountpoint) =
@@ -179,7 +179,7 @@ fn configure(args: MountArgs) -> Result<MountConfig, MountError> {
 
 /// The layers as the arguments name them.
 fn by_arguments(args: MountArgs) -> Result<(LayerPaths, PathBuf), MountError> {
-    let Lowers { merged: lowers, data } = split_layers(&args.lowers)?;
+    let Lowers { merged: lowers, data } = split_layers(&args.lowers.unwrap_or_default())?;
     let (upper, mountpoint) = match (args.upper, args.mountpoint) {
         (Some(upper), Some(mountpoint)) => (Some(upper), mountpoint),
         (Some(mountpoint), None) | (None, Some(mountpoint)) => (None, mountpoint),
@@ -196,7 +196,7 @@ fn by_options(layers: NamedLayers, args: MountArgs) -> Result<(LayerPaths, PathB
         Err(MountError::option(what, reason))
     };
     if args.upper.is_some() || args.mountpoint.is_some() {
-        return mixed(&args.lowers.to_string_lossy());
+        return mixed(&args.lowers.unwrap_or_default().to_string_lossy());
     }
     for (flag, given) in [("--init", args.init.is_some()), ("--work", args.work.is_some())] {
         if given {
@@ -215,7 +215,10 @@ fn by_options(layers: NamedLayers, args: MountArgs) -> Result<(LayerPaths, PathB
         }
     }
     let NamedLayers { lowers: Lowers { merged: lowers, data }, upper, work, init } = layers;
-    Ok((LayerPaths { lowers, data, init, upper, work, init_work: None }, args.lowers.into()))
+    Ok((
+        LayerPaths { lowers, data, init, upper, work, init_work: None },
+        args.lowers.unwrap_or_default().into(),
+    ))
 }
 
 /// Checks everything, creates what is to be created, mounts.
@@ -225,6 +228,7 @@ fn prepare(start: Start) -> Result<Served, MountError> {
         tracing::warn!("unknown option ignored: {}", option.to_string_lossy());
     }
     process::raise_open_files();
+    process::keep_no_large_blocks();
     refuse_busy(&config.mountpoint)?;
     // Before anything is created: it might be in a lower layer.
     claim::check(&config.layers, create)?;

@@ -64,7 +64,7 @@ pub fn stage<'a>(
             match content {
                 Content::Empty => {}
                 Content::Copy(source, len) => {
-                    staged.copied = copy::copy_data(source, &staged.fd, len.min(st.size))?;
+                    staged.copied = copy::copy_data(source, &staged.fd, len.min(st.size), !stack.volatile())?;
                 }
                 Content::Later => {
                     rustix::fs::ftruncate(&staged.fd, st.size)?;
@@ -100,7 +100,7 @@ pub fn complete(
     // Lost by writing.
     let capability = xattr::get_opt(target, OsStr::new(CAPABILITY))?;
     if let Content::Copy(source, len) = content {
-        let copied = copy::copy_data(source, copy, len.min(before.size))?;
+        let copied = copy::copy_data(source, copy, len.min(before.size), !stack.volatile())?;
         if copied > 0 && !stack.volatile() {
             rustix::fs::fsync(copy)?;
         }

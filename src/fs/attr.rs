@@ -38,7 +38,7 @@ impl UnionFs {
         if let Some(size) = set.size {
             self.truncate(caller, &node, size, fh)?;
         }
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         self.set_owner(caller, &node, &fd, set)?;
         if (set.atime, set.mtime) != (SetTime::Keep, SetTime::Keep) {
             file::utimes_fd(&*fd, set.atime, set.mtime)?;

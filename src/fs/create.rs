@@ -19,6 +19,11 @@ use crate::sys::file::{self, Stat};
 /// Type and permissions of symlinks.
 const SYMLINK_MODE: u32 = libc::S_IFLNK | 0o777;
 
+/// The attributes of an object that was made without being opened.
+fn by_name((): &(), dir: &Writable, name: &OsStr) -> Result<Stat> {
+    file::stat_at(dir.fd()?, name)
+}
+
 impl UnionFs {
     /// Makes a node of any type but a directory or symlink. `mode` with the type bits; the caller's
     /// umask applies unless the parent has a default ACL. Counts one lookup.
@@ -29,10 +34,17 @@ impl UnionFs {
         let would_hide = FileType::from_raw_mode(mode) == FileType::CharacterDevice && rdev == 0;
         let rdev = if would_hide { names::ESCAPED_DEVICE } else { rdev };
         let parent = self.node(parent)?;
-        let (node, st, ()) = self.make(caller, &parent, name, mode, |dir, name| {
-            let (mode, maker) = self.making(dir, caller, mode);
-            dir.mknod(name, mode, rdev, &maker)
-        })?;
+        let (node, st, ()) = self.make(
+            caller,
+            &parent,
+            name,
+            mode,
+            |dir, name| {
+                let (mode, maker) = self.making(dir, caller, mode);
+                dir.mknod(name, mode, rdev, &maker)
+            },
+            by_name,
+        )?;
         self.told(&node, &st)
     }
 
@@ -42,11 +54,17 @@ impl UnionFs {
     /// Those of mkdir(2).
     pub fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32) -> Result<Attr> {
         let parent = self.node(parent)?;
-        let (node, st, ()) =
-            self.make(caller, &parent, name, mode | FileType::Directory.as_raw_mode(), |dir, name| {
+        let (node, st, ()) = self.make(
+            caller,
+            &parent,
+            name,
+            mode | FileType::Directory.as_raw_mode(),
+            |dir, name| {
                 let (mode, maker) = self.making(dir, caller, mode);
                 dir.mkdir(name, mode, &maker)
-            })?;
+            },
+            by_name,
+        )?;
         self.told(&node, &st)
     }
 
@@ -56,10 +74,17 @@ impl UnionFs {
     /// Those of symlink(2).
     pub fn symlink(&self, caller: &Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<Attr> {
         let parent = self.node(parent)?;
-        let (node, st, ()) = self.make(caller, &parent, name, SYMLINK_MODE, |dir, name| {
-            let (_, maker) = self.making(dir, caller, 0);
-            dir.symlink(name, target, &maker)
-        })?;
+        let (node, st, ()) = self.make(
+            caller,
+            &parent,
+            name,
+            SYMLINK_MODE,
+            |dir, name| {
+                let (_, maker) = self.making(dir, caller, 0);
+                dir.symlink(name, target, &maker)
+            },
+            by_name,
+        )?;
         self.told(&node, &st)
     }
 
@@ -75,8 +100,8 @@ impl UnionFs {
         }
         self.up(&node, Need::Data(None))?;
         loop {
-            let names = parent.names.write();
-            let slot = match self.free_slot(&parent, name)? {
+            let names = self.change_names(&parent);
+            let slot = match self.free_slot(&parent, name, None)? {
                 Some(slot) => slot,
                 None => {
                     drop(names);
@@ -89,7 +114,7 @@ impl UnionFs {
             }
             let dir = self.writable(&parent, slot.layer)?;
             let _count = node.counting.lock();
-            let fd = node.pin(self.index())?;
+            let fd = node.refer(self.index())?;
             if node.in_union(file::stat_fd(&*fd)?).nlink == 0 {
                 return Err(Errno::NOENT);
             }
@@ -133,25 +158,28 @@ impl UnionFs {
     }
 
     /// Where the new name goes; `None` when the parent must be copied up for it first. The parent's names
-    /// must be locked.
+    /// must be locked. `known`: the name is known to be missing, because of a whiteout in a layer if there is one.
     ///
     /// # Errors
     /// EEXIST when the name is there.
-    fn free_slot(&self, parent: &Node, name: &OsStr) -> Result<Option<Slot>> {
+    fn free_slot(&self, parent: &Node, name: &OsStr, known: Option<Option<LayerId>>) -> Result<Option<Slot>> {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
         }
-        match self.resolve(parent, name)? {
-            Found::Nothing { whiteout } => {
-                let slot = slot(&self.stack, whiteout);
-                self.note_name(slot.layer, name)?;
-                Ok(parent.part(slot.layer).map(|_| slot))
-            }
-            _ => Err(Errno::EXIST),
-        }
+        let whiteout = match known {
+            Some(whiteout) => whiteout,
+            None => match self.resolve(parent, name)? {
+                Found::Nothing { whiteout } => whiteout,
+                _ => return Err(Errno::EXIST),
+            },
+        };
+        let slot = slot(&self.stack, whiteout);
+        self.note_name(slot.layer, name)?;
+        Ok(parent.part(slot.layer).map(|_| slot))
     }
 
-    /// Makes a new object for the caller by `make`, and its node. `mode`: type and permissions.
+    /// Makes a new object for the caller by `make`, and its node. `mode`: type and permissions. `stat` gives the attributes
+    /// of what was made, in the directory and under the name that it has at last.
     pub(super) fn make<T>(
         &self,
         caller: &Caller,
@@ -159,11 +187,13 @@ impl UnionFs {
         name: &OsStr,
         mode: u32,
         mut make: impl FnMut(&Writable, &OsStr) -> Result<T>,
+        stat: impl Fn(&T, &Writable, &OsStr) -> Result<Stat>,
     ) -> Result<(Arc<Node>, Stat, T)> {
         let is_dir = FileType::from_raw_mode(mode) == FileType::Directory;
         loop {
             let names = parent.names.write();
-            let Some(slot) = self.free_slot(parent, name)? else {
+            let known = self.missing.take(parent.ino, name);
+            let Some(slot) = self.free_slot(parent, name, known)? else {
                 drop(names);
                 self.dir_up(parent)?;
                 continue;
@@ -172,7 +202,7 @@ impl UnionFs {
             let top = self.writable(parent, parent.layer())?;
             let made = place(&self.stack, (&dir, &top), slot, name, is_dir, &mut make)?;
             self.own(parent, (&dir, name), caller, mode)?;
-            let stat = file::stat_at(dir.fd()?, name)?;
+            let stat = stat(&made, &dir, name)?;
             let found = if is_dir {
                 let parts = vec![Dir::below(dir.dir(), name, &stat)];
                 Found::Dir(DirFound { parts, stat, redirect: None })
@@ -180,6 +210,8 @@ impl UnionFs {
                 Found::Other(Other { dir: dir.dir().clone(), name: name.into(), stat, data: None })
             };
             let (node, st) = self.admit(parent, name, found)?;
+            // A new object has no capability.
+            node.set_powerless(true);
             return Ok((node, st, made));
         }
     }

@@ -12,9 +12,6 @@ use crate::merge::listing::{self, Entry};
 use crate::node::Node;
 use crate::node::listings::{END, Place};
 
-/// With so many lower parts, a listing keeps what they hold for lookups.
-const LISTINGS_READ_LOWERS: usize = 2;
-
 /// `.` and `..` come before the entries.
 const DOTS: usize = 2;
 
@@ -119,7 +116,7 @@ impl UnionFs {
 
     fn list(&self, dir: &Arc<Node>) -> Result<Arc<Vec<Entry>>> {
         let _names = dir.names.read();
-        let parts = self.parts(dir, LISTINGS_READ_LOWERS)?;
+        let parts = self.parts(dir, true)?;
         Ok(Arc::new(listing::list(&self.stack, &parts, !self.noatime)?))
     }
 

@@ -13,7 +13,7 @@ impl UnionFs {
     /// Those of pread(2).
     pub fn read(&self, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let open = self.files.get(fh)?;
-        read_full_at(&*open.fd(self.index())?, buf, offset)
+        read_full_at(&*open.fd(self.index())?, buf, offset, open.size)
     }
 
     /// Writes; gives the bytes written and whether the mode changed.

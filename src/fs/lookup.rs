@@ -11,7 +11,7 @@ use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
 use crate::layer::stack::{Role, UPPER};
 use crate::merge::lookup::{Data, DirFound, Found, Other};
-use crate::merge::lowers::{Lowers, Parts};
+use crate::merge::lowers::{self, Lowers, Parts};
 use crate::merge::{index, lookup, number};
 use crate::node::{Link, Node, State};
 use crate::sys::file::Stat;
@@ -29,9 +29,6 @@ enum Admitted {
 
 /// The deepest directory that a file handle is followed to.
 const MAX_DEPTH: usize = 4096;
-
-/// With so many lower parts, lookups read all that they hold instead of asking each.
-const LOOKUPS_READ_LOWERS: usize = 8;
 
 impl UnionFs {
     /// The object that `name` in directory `parent` stands for. Counts one lookup of it.
@@ -56,7 +53,11 @@ impl UnionFs {
             }
             _ => {
                 let _names = parent.names.read();
-                self.child(&parent, name)?
+                let found = self.resolve(&parent, name)?;
+                if let Found::Nothing { whiteout } = found {
+                    self.missing.note(parent.ino, name, whiteout);
+                }
+                self.admit(&parent, name, found)?
             }
         };
         let attr = self.attr(&node, &st)?;
@@ -103,16 +104,23 @@ impl UnionFs {
 
     /// What `name` stands for; the parent's names must be locked.
     pub(super) fn resolve(&self, parent: &Node, name: &OsStr) -> Result<Found> {
-        lookup::lookup(&self.stack, &self.parts(parent, LOOKUPS_READ_LOWERS)?, name)
+        lookup::lookup(&self.stack, &self.parts(parent, false)?, name)
     }
 
-    /// A directory's parts. When there are at least `many` lower ones, all that they hold is read once.
-    pub(super) fn parts(&self, node: &Node, many: usize) -> Result<Parts> {
+    /// A directory's parts. What several lower ones hold is read once, if that is worth it. `listing`: for a
+    /// listing; otherwise for a lookup.
+    pub(super) fn parts(&self, node: &Node, listing: bool) -> Result<Parts> {
         let parts = node.parts()?;
-        if !parts.is_worth_reading(&self.stack, many) {
+        let limit = parts.worth_reading(&self.stack, listing);
+        if limit == 0 {
             return Ok(parts);
         }
-        let parts = parts.with_lowers(Lowers::read(&self.stack, parts.dirs())?);
+        let lowers = Lowers::read(&self.stack, parts.dirs(), limit)?;
+        if lowers.is_none() && limit < lowers::MAX_ROWS {
+            // Worth it later, perhaps.
+            return Ok(parts);
+        }
+        let parts = parts.with_lowers(lowers);
         // What was copied up meanwhile has another top part: its lowers are read when asked again.
         node.update(|s| {
             if s.parts.dirs().len() == parts.dirs().len() {
@@ -145,13 +153,12 @@ impl UnionFs {
         let stat = dir.stat;
         let id = (stat.dev, stat.ino);
         let link = Link { parent: parent.clone(), name: name.into(), layer };
-        let mut state = Some(State {
-            links: vec![link],
-            id,
-            parts: dir.parts.into(),
-            redirect: dir.redirect,
-            ..State::default()
-        });
+        let mut state = State::new([link], id);
+        state.parts = dir.parts.into();
+        if dir.redirect.is_some() {
+            state.redirect = dir.redirect;
+        }
+        let mut state = Some(state);
         let (node, _) = self.admit_state(ino, stat, layer, &mut state, |s| s.id == id);
         (node, stat)
     }
@@ -194,8 +201,11 @@ impl UnionFs {
         }
         let link = Link { parent: parent.clone(), name: name.into(), layer: holder };
         let id = (stat.dev, stat.ino);
-        let mut state =
-            Some(State { links: vec![link.clone()], id, indexed, gone, data, ..State::default() });
+        let mut state = State::new([link.clone()], id);
+        if indexed.is_some() || gone > 0 || data.is_some() {
+            (state.indexed, state.gone, state.data) = (indexed, gone, data);
+        }
+        let mut state = Some(state);
         // A hardlink may be copied up by another of its names, under another directory's lock, at this
         // moment: whichever of the two the node is, it is this object.
         let is_it = |s: &State| s.id == id || (shared && (s.id == own_id || s.indexed.is_some()));

@@ -20,7 +20,10 @@ mod xattr;
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
+use parking_lot::RwLockWriteGuard;
 use rustix::fs::FileType;
 
 use crate::config::{Atime, Options, RedirectDir};
@@ -32,7 +35,7 @@ use crate::merge;
 pub use crate::merge::attr::Attr;
 use crate::node::files::{Handles, OpenFile};
 use crate::node::listings::Listings;
-use crate::node::{Node, State, Table};
+use crate::node::{Missing, Node, State, Table};
 pub use crate::sys::Backing;
 pub use crate::sys::cred::Caller;
 pub use crate::sys::file::SetTime;
@@ -94,6 +97,7 @@ pub struct UnionFs {
     stack: Stack,
     table: Arc<Table>,
     root: Arc<Node>,
+    missing: Missing,
     files: Handles<OpenFile>,
     listings: Listings,
     metacopy: bool,
@@ -104,6 +108,8 @@ pub struct UnionFs {
     /// Files are opened so that each write is on the device before it returns.
     sync: bool,
     noatime: bool,
+    /// How often a mode was changed, each time under the lock on the file's I/O.
+    chmods: AtomicU64,
     /// There are POSIX ACLs.
     acl: bool,
     /// Every directory has one link.
@@ -126,15 +132,14 @@ impl UnionFs {
         let found = merge::lookup::root(&stack)?;
         let table = Arc::new(Table::default());
         let layer = found.parts.first().map_or(UPPER, |p| p.layer());
-        let (root, _) = table.admit(ROOT, FileType::Directory, layer, || State {
-            id: (found.stat.dev, found.stat.ino),
-            parts: found.parts.into(),
-            ..State::default()
-        });
+        let mut state = State::new([], (found.stat.dev, found.stat.ino));
+        state.parts = found.parts.into();
+        let (root, _) = table.admit(ROOT, FileType::Directory, layer, || state);
         Ok(Self {
             stack,
             table,
             root,
+            missing: Missing::default(),
             files: Handles::default(),
             listings: Listings::default(),
             metacopy: options.metacopy,
@@ -142,6 +147,7 @@ impl UnionFs {
             keep_links: options.index,
             sync: options.sync && !options.volatile,
             noatime: options.atime == Atime::No,
+            chmods: AtomicU64::new(0),
             acl: options.acl,
             static_nlink: options.static_nlink,
         })
@@ -157,8 +163,27 @@ impl UnionFs {
         (self.table.len(), self.files.len(), self.listings.len())
     }
 
+    /// Bytes of memory that the live objects take. Looks at each of them.
+    pub fn memory(&self) -> usize {
+        self.table.memory()
+    }
+
     fn node(&self, ino: u64) -> Result<Arc<Node>> {
         if ino == ROOT { Ok(self.root.clone()) } else { self.table.get(ino).ok_or(Errno::STALE) }
+    }
+
+    /// Locks the names of a directory to change them.
+    fn change_names<'a>(&self, dir: &'a Node) -> RwLockWriteGuard<'a, ()> {
+        let guard = dir.names.write();
+        self.missing.forget(dir.ino);
+        guard
+    }
+
+    /// The same, unless the lock cannot be had within `patience`.
+    fn try_change_names<'a>(&self, dir: &'a Node, patience: Duration) -> Option<RwLockWriteGuard<'a, ()>> {
+        let guard = dir.names.try_write_for(patience)?;
+        self.missing.forget(dir.ino);
+        Some(guard)
     }
 
     /// The index directory, where copied-up hardlinks are found.

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{FileType, OFlags};
 
@@ -10,8 +11,10 @@ use super::up::Need;
 use super::{Attr, Caller, MakeBacking, Opened, UnionFs};
 use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
+use crate::layer::upper::Writable;
 use crate::node::Node;
 use crate::node::files::OpenFile;
+use crate::sys::file::{self, Stat};
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
 /// pages by a handle for writing.
@@ -39,10 +42,11 @@ impl UnionFs {
             self.up(&node, Need::Data(truncate.then_some(0)))?;
         }
         let _still = node.hold_still().filter(|_| truncate);
-        // Taken before the file is opened: when it is copied up meanwhile, the handle finds out.
+        // Taken before the file is opened: when it is copied up or its mode changed meanwhile, that is found out.
         let layer = node.content_layer();
+        let chmods = self.chmods.load(Ordering::Acquire);
         let noatime = self.noatime || !self.stack.in_place(layer);
-        let (real, (fd, _)) = match node.open(self.index(), real, noatime) {
+        let (real, (fd, st)) = match node.open(self.index(), real, noatime) {
             // The real file may be append-only. Where to write is the kernel's to say otherwise.
             Err(Errno::PERM) if flags.contains(OFlags::APPEND) => {
                 (real | OFlags::APPEND, node.open(self.index(), real | OFlags::APPEND, noatime)?)
@@ -54,7 +58,7 @@ impl UnionFs {
             rustix::fs::ftruncate(&fd, 0)?;
         }
         let mode_changed = truncate && self.clear_setid(caller, &node, &fd, || caller.keeps_setid())?;
-        let mut opened = self.opened(&node, (flags, real), layer, fd, make)?;
+        let mut opened = self.opened(&node, (flags, real), (layer, fd), (st, chmods), make)?;
         opened.attributes_changed |= mode_changed;
         Ok(opened)
     }
@@ -75,46 +79,58 @@ impl UnionFs {
         let parent = self.node(parent)?;
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
         let real = real_flags(flags, self.sync);
+        let chmods = self.chmods.load(Ordering::Acquire);
+        let create = |dir: &Writable, name: &OsStr| {
+            let (mode, maker) = self.making(dir, caller, mode & 0o7777);
+            dir.create(name, real, mode, &maker)
+        };
+        let wanted = libc::S_IFREG | (mode & 0o7777);
         let (node, st, fd) =
-            self.make(caller, &parent, name, libc::S_IFREG | (mode & 0o7777), |dir, name| {
-                let (mode, maker) = self.making(dir, caller, mode & 0o7777);
-                dir.create(name, real, mode, &maker)
-            })?;
+            self.make(caller, &parent, name, wanted, create, |fd, _, _| file::stat_fd(fd))?;
         let layer = node.content_layer();
-        let opened = self.opened(&node, (flags, real), layer, fd, make)?;
+        let opened = self.opened(&node, (flags, real), (layer, fd), (st, chmods), make)?;
         Ok((self.told(&node, &st)?, opened))
     }
 
-    /// Takes in an open file: `flags` are those asked for and those of `fd`.
+    /// Takes in an open file: `flags` are those asked for and those of the real file, which has the attributes
+    /// `st`, as of the time when so many modes had been changed.
     fn opened(
         &self,
         node: &Arc<Node>,
         (flags, real): (OFlags, OFlags),
-        layer: LayerId,
-        fd: OwnedFd,
+        (layer, fd): (LayerId, OwnedFd),
+        (st, chmods): (Stat, u64),
         make: MakeBacking<'_>,
     ) -> Result<Opened> {
+        let fd = Arc::new(fd);
         // A handle for writing alone cannot be mapped (mmap(2): EACCES).
         let maps = flags & OFlags::RWMODE == OFlags::RDWR;
         let (backing, keep_cache, attributes_changed) = {
             let mut io = node.io();
             // Writes to a file with set-ID bits are ours to see: they clear the bits.
             // And the kernel would set access times by itself.
-            let allowed =
-                self.stack.in_place(layer) && !self.noatime && !self.stack.stat(layer, &fd)?.has_setid();
+            let in_place = self.stack.in_place(layer);
+            let is_known =
+                self.chmods.load(Ordering::Acquire) == chmods && self.stack.owner_attribute(layer).is_none();
+            let now = if is_known { st } else { self.stack.stat(layer, &*fd)? };
+            let allowed = in_place && !self.noatime && !now.has_setid();
             let (backing, keep_cache) = io.open(allowed, real.contains(OFlags::RDWR), || make(fd.as_fd()));
             let stray = maps && backing.is_some() && io.set_mappable();
+            if in_place {
+                io.set_real((st.dev, st.ino), &fd);
+            }
             (backing, keep_cache, stray)
         };
-        let open = OpenFile::new(node.clone(), real, layer, fd, backing.is_some());
+        let open = OpenFile::new(node.clone(), real, (layer, fd), st.size, backing.is_some());
         Ok(Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed })
     }
 
     /// Lets go of an open file.
     pub fn release(&self, fh: u64) {
         if let Some(open) = self.files.remove(fh) {
-            let backing = open.node.io().close(open.passed);
-            drop(backing);
+            // Let go of when the lock is.
+            let unused = open.node.io().close(open.passed);
+            drop(unused);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use rustix::fs::FileType;
 
@@ -25,7 +26,7 @@ impl UnionFs {
         let mut st = *st;
         self.stack.unmap(node.layer(), &mut st);
         if let Some(name) = self.stack.owner_attribute(node.layer()) {
-            owner::apply(Target::fd(&*node.pin(self.index())?), name, &mut st)?;
+            owner::apply(Target::fd(&*node.refer(self.index())?), name, &mut st)?;
         }
         let mut attr = Attr::new(node.ino, &st);
         attr.uid = self.stack.ids().users.shown(st.uid);
@@ -59,6 +60,7 @@ impl UnionFs {
                 (st.uid, st.gid) = (uid.unwrap_or(st.uid), gid.unwrap_or(st.gid));
                 st.mode = set.mode.map_or(st.mode, |mode| (st.mode & !0o7777) | (mode & 0o7777));
                 let _io = node.io();
+                self.chmods.fetch_add(1, Ordering::Release);
                 owner::keep(Target::fd(fd), name, &st)?;
             }
             return Ok(());
@@ -69,6 +71,7 @@ impl UnionFs {
         if let Some(mode) = set.mode {
             // Whether a file may be passed through is decided by its mode when it is opened.
             let _io = node.io();
+            self.chmods.fetch_add(1, Ordering::Release);
             file::chmod_fd(fd, mode)?;
         }
         Ok(())

@@ -9,7 +9,7 @@ use super::UnionFs;
 use crate::edit::remove::remove;
 use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
-use crate::layer::stack::UPPER;
+use crate::layer::stack::{Role, UPPER};
 use crate::merge::index::{self, Indexed};
 use crate::merge::listing;
 use crate::merge::lookup::{Found, hidden_below};
@@ -30,7 +30,7 @@ impl UnionFs {
     pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
         let parent = self.node(parent)?;
         loop {
-            let names = parent.names.write();
+            let names = self.change_names(&parent);
             let found = self.resolve(&parent, name)?;
             if matches!(found, Found::Dir(_)) {
                 return Err(Errno::ISDIR);
@@ -58,7 +58,7 @@ impl UnionFs {
     pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
         let parent = self.node(parent)?;
         loop {
-            let names = parent.names.write();
+            let names = self.change_names(&parent);
             let found = self.resolve(&parent, name)?;
             let holder = match &found {
                 Found::Nothing { .. } => return Err(Errno::NOENT),
@@ -67,11 +67,30 @@ impl UnionFs {
             };
             let (node, _) = self.admit(&parent, name, found)?;
             // Whoever holds it may wait for the parent: see the order of locks in crate::node.
-            let Some(own_names) = node.names.try_write_for(PATIENCE) else {
+            let Some(own_names) = self.try_change_names(&node, PATIENCE) else {
                 drop(names);
                 continue;
             };
-            if !listing::is_empty(&self.stack, &node.parts()?)? {
+            let parts = node.parts()?;
+            // The filesystem tells of a directory that is nowhere else.
+            let alone = parts.dirs().len() == 1
+                && self.stack.role(holder) == Role::Upper
+                && self.stack.is_writable()
+                && !hidden_below(&self.stack, &parent.parts()?, holder, name)?;
+            if alone {
+                let pinned = node.pin(None)?;
+                match self.writable(&parent, holder)?.rmdir(name) {
+                    Ok(()) => {
+                        node.update(|s| s.pinned = Some(pinned));
+                        node.remove_link(&parent, name);
+                        return Ok(());
+                    }
+                    // Perhaps there are only whiteouts in it, of what lies no more below.
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            if !listing::is_empty(&self.stack, &parts)? {
                 return Err(Errno::NOTEMPTY);
             }
             if let Some(first) = self.before_losing(&parent, holder)? {

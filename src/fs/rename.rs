@@ -29,20 +29,6 @@ use crate::sys::file;
 /// The locks on the names of one or two directories.
 type Names<'a> = (RwLockWriteGuard<'a, ()>, Option<RwLockWriteGuard<'a, ()>>);
 
-fn lock<'a>(a: &'a Node, b: &'a Node) -> Names<'a> {
-    match a.ino.cmp(&b.ino) {
-        std::cmp::Ordering::Equal => (a.names.write(), None),
-        std::cmp::Ordering::Less => {
-            let first = a.names.write();
-            (first, Some(b.names.write()))
-        }
-        std::cmp::Ordering::Greater => {
-            let first = b.names.write();
-            (first, Some(a.names.write()))
-        }
-    }
-}
-
 /// How often to look, with [`PATIENCE`] between, whether a file that the kernel writes to by itself was closed.
 const RELEASE_TRIES: u32 = 50;
 
@@ -56,6 +42,21 @@ struct Place {
 }
 
 impl UnionFs {
+    /// Locks the names of two directories to change them, in the order of their numbers.
+    fn lock<'a>(&self, a: &'a Node, b: &'a Node) -> Names<'a> {
+        match a.ino.cmp(&b.ino) {
+            std::cmp::Ordering::Equal => (self.change_names(a), None),
+            std::cmp::Ordering::Less => {
+                let first = self.change_names(a);
+                (first, Some(self.change_names(b)))
+            }
+            std::cmp::Ordering::Greater => {
+                let first = self.change_names(b);
+                (first, Some(self.change_names(a)))
+            }
+        }
+    }
+
     /// Renames. Of the flags of renameat2(2), NOREPLACE and EXCHANGE are known, as to overlayfs.
     ///
     /// # Errors
@@ -74,7 +75,7 @@ impl UnionFs {
         }
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
         loop {
-            let names = lock(&from, &to);
+            let names = self.lock(&from, &to);
             let first = if flags.contains(RenameFlags::EXCHANGE) {
                 self.try_exchange(&from, name, &to, new_name)?
             } else {
@@ -181,7 +182,7 @@ impl UnionFs {
             return Ok(Some(Box::new(move |fs| fs.dir_up(&to).map(drop))));
         }
         let target_names = match &target {
-            Some(target) if target.node.is_dir() => match target.node.names.try_write_for(PATIENCE) {
+            Some(target) if target.node.is_dir() => match self.try_change_names(&target.node, PATIENCE) {
                 Some(guard) => Some(guard),
                 // Its holder may wait for what we hold.
                 None => return Ok(Some(Box::new(|_| Ok(())))),
@@ -256,8 +257,8 @@ impl UnionFs {
     /// Records a rename in the node.
     fn moved(&self, node: &Arc<Node>, from: &Node, name: &OsStr, link: Link, redirect: Option<Redirect>) {
         let layer = link.layer;
-        let gone: Vec<Link> = node.relocate(layer, |s| {
-            let gone = s.links.extract_if(.., |l| l.is(from, name)).collect();
+        let gone = node.relocate(layer, |s| {
+            let gone = s.take_links(|l| l.is(from, name));
             // The first is the one that lookups by name go by.
             s.links.insert(0, link);
             if redirect.is_some() {

@@ -140,7 +140,7 @@ impl UnionFs {
             Content::Empty,
             origin.as_ref(),
         )?;
-        let _names = link.parent.names.write();
+        let _names = self.change_names(&link.parent);
         if !self.still(node, link) {
             return Ok(());
         }
@@ -210,7 +210,7 @@ impl UnionFs {
                 content,
                 origin.as_ref(),
             )?;
-            let _names = link.parent.names.write();
+            let _names = self.change_names(&link.parent);
             if !self.still(node, &link) {
                 continue;
             }
@@ -347,7 +347,7 @@ impl UnionFs {
     /// the parent must be locked for writing and its upper part exist.
     pub(super) fn link_up(&self, node: &Arc<Node>, link: &Link) -> Result<()> {
         let to = self.writable(&link.parent, UPPER)?;
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         self.set_impure(&to)?;
         let _counting = node.counting.lock();
         let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };

@@ -5,14 +5,17 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{FileType, XattrFlags};
 
 use super::up::Need;
 use super::{Caller, UnionFs};
 use crate::error::{Errno, Result};
 use crate::format::{acl, names, override_stat};
+use crate::node::Node;
 use crate::sys::file;
 use crate::sys::xattr::{self, Target};
+
+const CAPABILITY: &str = "security.capability";
 
 /// The name in the layer of an attribute of the mount.
 ///
@@ -37,14 +40,32 @@ impl UnionFs {
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(ino)?;
         self.check(name)?;
+        if name == CAPABILITY && node.kind == FileType::RegularFile {
+            return self.capability(&node);
+        }
         let name = stored(name).map_err(|_| Errno::NODATA)?;
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         let mut value = xattr::get(Target::Fd(fd.as_fd()), &name)?;
         if acl::is_name(&name) {
             self.stack.unmap_acl(node.layer(), &mut value);
             self.shown_acl(&mut value);
         }
         Ok(value)
+    }
+
+    /// The capability of a regular file, which the kernel asks for before it changes one: that it has none is
+    /// remembered.
+    fn capability(&self, node: &Node) -> Result<Vec<u8>> {
+        if node.is_powerless() {
+            return Err(Errno::NODATA);
+        }
+        let fd = node.refer(self.index())?;
+        let _io = node.io();
+        let found = xattr::get(Target::Fd(fd.as_fd()), OsStr::new(CAPABILITY));
+        if matches!(found, Err(Errno::NODATA)) {
+            node.set_powerless(true);
+        }
+        found
     }
 
     /// The names of all attributes, each ended by a NUL. `trusted.` ones are for the privileged only
@@ -54,7 +75,7 @@ impl UnionFs {
     /// Those of listxattr(2).
     pub fn listxattr(&self, caller: &Caller, ino: u64) -> Result<Vec<u8>> {
         let node = self.node(ino)?;
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         let mut out = Vec::new();
         for name in xattr::list(Target::Fd(fd.as_fd()))? {
             if names::is_private(&name)
@@ -87,7 +108,7 @@ impl UnionFs {
         let name = stored(name)?;
         if !flags.is_empty() {
             // Not worth a copy-up when it will fail.
-            let fd = node.pin(self.index())?;
+            let fd = node.refer(self.index())?;
             match xattr::get(Target::Fd(fd.as_fd()), &name) {
                 Err(Errno::NODATA) if flags.contains(XattrFlags::REPLACE) => return Err(Errno::NODATA),
                 Ok(_) if flags.contains(XattrFlags::CREATE) => return Err(Errno::EXIST),
@@ -96,11 +117,15 @@ impl UnionFs {
         }
         self.up(&node, Need::Attributes)?;
         let _still = node.hold_still();
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         if acl::is_name(&name) {
             let mut value = value.to_vec();
             self.stored_acl(&mut value);
             xattr::set(Target::Fd(fd.as_fd()), &name, &value, flags)?;
+        } else if name == CAPABILITY {
+            let _io = node.io();
+            xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
+            node.set_powerless(false);
         } else {
             xattr::set(Target::Fd(fd.as_fd()), &name, value, flags)?;
         }
@@ -123,7 +148,7 @@ impl UnionFs {
         self.check(name)?;
         let name = stored(name).map_err(|_| Errno::NODATA)?;
         if !self.stack.in_place(node.layer()) {
-            let fd = node.pin(self.index())?;
+            let fd = node.refer(self.index())?;
             match xattr::get(Target::Fd(fd.as_fd()), &name) {
                 // vfs_remove_acl in the kernel: there may be none.
                 Err(Errno::NODATA) if acl::is_name(&name) => return Ok(()),
@@ -132,7 +157,7 @@ impl UnionFs {
         }
         self.up(&node, Need::Attributes)?;
         let _still = node.hold_still();
-        let fd = node.pin(self.index())?;
+        let fd = node.refer(self.index())?;
         xattr::remove(Target::Fd(fd.as_fd()), &name)
     }
 }

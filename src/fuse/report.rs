@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::handshake::Wanted;
 use super::stats::Stats;
 use crate::fs::UnionFs;
 
@@ -12,29 +13,34 @@ use crate::fs::UnionFs;
 pub struct Report {
     fs: Arc<UnionFs>,
     stats: Arc<Stats>,
+    ways: Wanted,
     since: Instant,
     start_kib: u64,
 }
 
 impl Report {
     /// Statistics from now on.
-    pub fn new(fs: Arc<UnionFs>, stats: Arc<Stats>) -> Self {
-        Self { fs, stats, since: Instant::now(), start_kib: memory("VmRSS:") }
+    pub fn new(fs: Arc<UnionFs>, stats: Arc<Stats>, ways: Wanted) -> Self {
+        Self { fs, stats, ways, since: Instant::now(), start_kib: memory("VmRSS:") }
     }
 
     /// One line for each number, ended by the total of all requests:
     ///
-    /// - `seconds` since the mount;
-    /// - `nodes`, `open_files`, `listings` (of directories that are being read) that are live;
+    /// - `seconds` since the mount; `io_uring` and `passthrough`, 1 when they are used, else 0;
+    /// - `nodes`, `open_files`, `listings` (of directories that are being read) that are live, and `node_bytes`, the
+    ///   bytes that a node takes on average;
     /// - `resident_kib`, `start_kib`, `peak_kib`: resident memory of the process in KiB now, at the
     ///   mount and at most;
     /// - `request NAME` for each kind of request that came, and `requests`.
     pub fn text(&self) -> String {
         let (nodes, files, listings) = self.fs.counts();
         let mut text = format!(
-            "seconds {:.3}\nnodes {nodes}\nopen_files {files}\nlistings {listings}\n\
+            "seconds {:.3}\nio_uring {}\npassthrough {}\nnodes {nodes}\nnode_bytes {}\nopen_files {files}\nlistings {listings}\n\
              resident_kib {}\nstart_kib {}\npeak_kib {}\n",
             self.since.elapsed().as_secs_f64(),
+            u8::from(self.ways.ring),
+            u8::from(self.ways.passthrough),
+            self.fs.memory() / nodes.max(1),
             memory("VmRSS:"),
             self.start_kib,
             memory("VmHWM:"),

@@ -96,7 +96,7 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     let at = config.mountpoint.canonicalize().map_err(|e| complain(&config.mountpoint, e.to_string()))?;
     let (device, agreed) = open_connection(&at, &options)?;
     let adapter = Adapter::new(Arc::clone(&union), Arc::clone(&device), agreed.passthrough, &options);
-    let report = Report::new(union, adapter.stats());
+    let report = Report::new(union, adapter.stats(), agreed);
     let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
     let workers = Workers { adapter: Arc::new(adapter), device, threads };
     if options.private
@@ -136,7 +136,10 @@ fn open_connection(at: &Path, options: &Options) -> Result<(Arc<Device>, Wanted)
             _ => Ok(agreed),
         });
     match agreed {
-        Ok(agreed) => Ok((device, agreed)),
+        Ok(agreed) => {
+            tracing::info!(io_uring = agreed.ring, passthrough = agreed.passthrough, "mounted");
+            Ok((device, agreed))
+        }
         Err(e) => {
             // A mount that nobody serves must not stay; that it may have gone by itself is fine.
             let _ = unmount(at, true);

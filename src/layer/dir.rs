@@ -72,6 +72,27 @@ impl Dir {
         })
     }
 
+    /// The directory `name` below `parent`, which is opened, and its attributes.
+    ///
+    /// # Errors
+    /// Those of open(2), ENOTDIR for anything but a directory.
+    pub fn open_below(parent: &Arc<Self>, name: &OsStr) -> Result<(Arc<Self>, Stat)> {
+        let fd = file::open_dir(parent.fd()?, name)?;
+        let stat = file::stat_fd(&fd)?;
+        let dir = Self::below(parent, name, &stat);
+        dir.cache.put(dir.key, Arc::new(fd));
+        Ok((dir, stat))
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn memory(&self) -> usize {
+        let name = match &*self.place.read() {
+            Place::Below(_, name) => name.len(),
+            Place::Root(_) | Place::Gone => 0,
+        };
+        size_of::<Self>() + name
+    }
+
     /// The layer it belongs to.
     pub fn layer(&self) -> LayerId {
         self.layer

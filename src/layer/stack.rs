@@ -75,12 +75,13 @@ pub struct Stack {
     ids: Ids,
     volatile: bool,
     follow_redirects: bool,
+    wh_upper: bool,
 }
 
 /// Directory descriptors kept open at most, by a limit of open files.
 fn fd_budget() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
-    usize::try_from(limit / 4).unwrap_or(4096).clamp(64, 4096)
+    usize::try_from(limit / 4).unwrap_or(16_384).clamp(64, 16_384)
 }
 
 impl Stack {
@@ -188,6 +189,7 @@ impl Stack {
             ids: options.ids.clone(),
             volatile: options.volatile,
             follow_redirects: options.redirect_dir != RedirectDir::NoFollow,
+            wh_upper: options.wh_upper,
         })
     }
 
@@ -219,9 +221,10 @@ impl Stack {
     /// Whether names of a layer that begin with `.wh.` are whiteouts, in the form of AUFS and of the OCI
     /// image spec (layer.md, "Whiteouts").
     pub fn has_wh_names(&self, layer: LayerId) -> bool {
-        self.layers
-            .get(usize::from(layer))
-            .is_some_and(|l| l.role == Role::Lower && !l.plain_names.load(Ordering::Relaxed))
+        self.layers.get(usize::from(layer)).is_some_and(|l| {
+            (l.role == Role::Lower || (l.role == Role::Upper && self.wh_upper))
+                && !l.plain_names.load(Ordering::Relaxed)
+        })
     }
 
     /// Whether a layer's entry of this name is a mark, not an entry. In a writable layer only the opaque

@@ -12,6 +12,7 @@ use crate::layer::marks;
 use crate::layer::stack::{Role, Stack};
 use crate::merge::lowers::{Lowers, Parts, Row};
 use crate::merge::whiteout::is_whiteout;
+use crate::sys::ahead::Watch;
 use crate::sys::file::{self, Stat};
 
 /// How many absolute redirects one lookup follows: more than any stack made by renames has, few
@@ -178,17 +179,34 @@ struct Places<'a> {
     next: usize,
     covered: usize,
     rows: Option<&'a [Row]>,
+    lowers: Option<&'a Lowers>,
+}
+
+/// One of the places.
+struct Place<'a> {
+    dir: &'a Arc<Dir>,
+    /// What it is known to hold under the name: `None` for a whiteout.
+    known: Option<Option<FileType>>,
+    /// It is known to hold no name that hides others by its spelling.
+    hides_nothing: bool,
 }
 
 impl<'a> Places<'a> {
     fn new(dirs: &'a [Arc<Dir>], lowers: Option<&'a Lowers>, name: &OsStr) -> Self {
         let covered = dirs.len() - lowers.map_or(0, Lowers::parts).min(dirs.len());
-        Self { dirs, next: 0, covered, rows: lowers.map(|l| l.rows(name)) }
+        Self { dirs, next: 0, covered, rows: lowers.map(|l| l.rows(name)), lowers }
     }
 
     /// From now on another name: what is known of the lowers says nothing of it.
     fn change_name(&mut self) {
         self.rows = None;
+    }
+
+    /// The directories that are known to hold a directory of the name, of those not given yet.
+    fn known(&self) -> impl Iterator<Item = &'a Arc<Dir>> {
+        let rows = self.rows.unwrap_or_default().iter().filter(|r| r.kind == Some(FileType::Directory));
+        let (dirs, covered) = (self.dirs, self.covered);
+        rows.filter_map(move |row| dirs.get(covered + usize::from(row.part)))
     }
 
     /// All directories below the last one given.
@@ -198,22 +216,23 @@ impl<'a> Places<'a> {
 }
 
 impl<'a> Iterator for Places<'a> {
-    /// A directory, and whether it is known to hold a whiteout of the name.
-    type Item = (&'a Arc<Dir>, bool);
+    type Item = Place<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut whiteout = false;
+        let mut known = None;
         if let Some(rows) = self.rows
             && self.next >= self.covered
         {
             let (row, rest) = rows.split_first()?;
             self.rows = Some(rest);
             self.next = self.covered + usize::from(row.part);
-            whiteout = row.kind.is_none();
+            known = Some(row.kind);
         }
         let dir = self.dirs.get(self.next)?;
+        let part = self.next.checked_sub(self.covered);
+        let hides_nothing = self.lowers.zip(part).is_some_and(|(l, part)| !l.hides_by_names(part));
         self.next += 1;
-        Some((dir, whiteout))
+        Some(Place { dir, known, hides_nothing })
     }
 }
 
@@ -229,9 +248,10 @@ fn lookup_bounded(
     let mut name = std::borrow::Cow::Borrowed(name);
     let mut elsewhere: Vec<Arc<Dir>>;
     let mut places = Places::new(dirs, lowers, &name);
-    while let Some((dir, whiteout)) = places.next() {
+    let mut watch = Watch::new(places.known().count());
+    while let Some(Place { dir, known, hides_nothing }) = places.next() {
         let layer = dir.layer();
-        if whiteout {
+        if known == Some(None) {
             if found.is_some() {
                 break;
             }
@@ -243,9 +263,14 @@ fn lookup_bounded(
         if stack.is_mark(layer, &name) {
             continue;
         }
-        let st = match file::stat_at(dir.fd()?, &name) {
+        // What is known to be a directory is opened at once.
+        let mut opened = match known {
+            Some(Some(FileType::Directory)) => Dir::open_below(dir, &name).ok(),
+            _ => None,
+        };
+        let st = match opened.as_ref().map_or_else(|| file::stat_at(dir.fd()?, &name), |(_, st)| Ok(*st)) {
             Ok(st) => st,
-            Err(Errno::NOENT) if wh_names && hides && marks::has_wh(dir.fd()?, &name)? => {
+            Err(Errno::NOENT) if wh_names && hides && !hides_nothing && marks::has_wh(dir.fd()?, &name)? => {
                 if found.is_some() {
                     break;
                 }
@@ -265,7 +290,7 @@ fn lookup_bounded(
             let other = Other { dir: dir.clone(), name: Arc::from(&*name), stat: st, data: None };
             return with_data(stack, other, places.below(), budget).map(Found::Other);
         }
-        let part = Dir::below(dir, &name, &st);
+        let part = opened.take().map_or_else(|| Dir::below(dir, &name, &st), |(part, _)| part);
         // The last layer's marks say nothing.
         let mut marks =
             if hides { marks::read(part.fd()?, stack.namespace())? } else { marks::Marks::default() };
@@ -273,8 +298,9 @@ fn lookup_bounded(
             part.note_impure();
         }
         // A layer with both the directory and its whiteout has replaced what is below.
-        marks.opaque |=
-            wh_names && hides && (marks::has_wh_opaque(part.fd()?)? || marks::has_wh(dir.fd()?, &name)?);
+        marks.opaque |= wh_names
+            && hides
+            && (marks::has_wh_opaque(part.fd()?)? || (!hides_nothing && marks::has_wh(dir.fd()?, &name)?));
         match &mut found {
             None => {
                 found = Some(DirFound { parts: vec![part], stat: st, redirect: marks.redirect.clone() });
@@ -285,7 +311,7 @@ fn lookup_bounded(
             break;
         }
         match marks.redirect {
-            None => {}
+            None => watch.step(|| places.known().filter_map(|d| Some((d.fd().ok()?, &*name))).collect()),
             // Where there is nothing to look for, it leads nowhere.
             Some(Redirect::Sibling(_)) if places.below().is_empty() => {}
             Some(_) if !stack.follows_redirects() => {

@@ -10,6 +10,7 @@ use rustix::fs::OFlags;
 
 use crate::error::{Errno, Result};
 use crate::layer::dir::{Dir, LayerId};
+use crate::node::by_number::ByNumber;
 use crate::node::object::Node;
 
 /// An open file.
@@ -21,14 +22,22 @@ pub struct OpenFile {
     flags: OFlags,
     /// The kernel does reads and writes by itself.
     pub passed: bool,
+    /// The real file's size in bytes when it was opened.
+    pub size: u64,
     /// The real file and the layer it is in.
     real: RwLock<(LayerId, Arc<OwnedFd>)>,
 }
 
 impl OpenFile {
     /// An open file on `fd`, which lies in `layer`.
-    pub fn new(node: Arc<Node>, flags: OFlags, layer: LayerId, fd: OwnedFd, passed: bool) -> Self {
-        Self { node, flags, passed, real: RwLock::new((layer, Arc::new(fd))) }
+    pub fn new(
+        node: Arc<Node>,
+        flags: OFlags,
+        (layer, fd): (LayerId, Arc<OwnedFd>),
+        size: u64,
+        passed: bool,
+    ) -> Self {
+        Self { node, flags, passed, size, real: RwLock::new((layer, fd)) }
     }
 
     /// Whether it was opened for writing.
@@ -58,13 +67,13 @@ impl OpenFile {
 /// Things by handle.
 #[derive(Debug)]
 pub struct Handles<T> {
-    map: DashMap<u64, Arc<T>>,
+    map: DashMap<u64, Arc<T>, ByNumber>,
     next: AtomicU64,
 }
 
 impl<T> Default for Handles<T> {
     fn default() -> Self {
-        Self { map: DashMap::new(), next: AtomicU64::new(1) }
+        Self { map: DashMap::default(), next: AtomicU64::new(1) }
     }
 }
 

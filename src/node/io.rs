@@ -5,6 +5,9 @@
 //! is cached, so that a copy-up can be taken up by descriptors that are open already; a file in the
 //! upper is passed through, unless cached handles are still open on it.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use crate::sys::Backing;
 
 /// The I/O state of one file.
@@ -19,7 +22,13 @@ pub struct Io {
     written: bool,
     /// The kernel may have mapped it for writing by itself; a mapping outlives its handle.
     mappable: bool,
+    /// A real file that is open, with its device and inode number.
+    real: Option<((u64, u64), Arc<OwnedFd>)>,
 }
+
+/// The state of a file that is not open and to which nothing has happened.
+pub(super) static NOTHING: Io =
+    Io { cached: 0, passed: 0, backing: None, written: false, mappable: false, real: None };
 
 impl std::fmt::Debug for Io {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -31,6 +40,21 @@ impl std::fmt::Debug for Io {
 }
 
 impl Io {
+    /// Whether there is nothing to remember.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.cached == 0 && self.passed == 0 && !self.written && !self.mappable
+    }
+
+    /// Remembers a real file that is open, for as long as any handle is. `id`: its device and inode number.
+    pub fn set_real(&mut self, id: (u64, u64), fd: &Arc<OwnedFd>) {
+        self.real = Some((id, fd.clone()));
+    }
+
+    /// The real file of this device and inode number, if it is open.
+    pub fn real(&self, id: (u64, u64)) -> Option<Arc<OwnedFd>> {
+        self.real.as_ref().filter(|(of, _)| *of == id).map(|(_, fd)| fd.clone())
+    }
+
     /// Whether passthrough handles are open.
     pub fn is_passed(&self) -> bool {
         self.passed > 0
@@ -71,20 +95,18 @@ impl Io {
     }
 
     /// Lets a handle go. Gives what must be dropped once the lock is released.
-    pub fn close(&mut self, passed: bool) -> Option<Backing> {
-        if !passed {
-            self.cached = self.cached.saturating_sub(1);
-            return None;
-        }
-        self.passed = self.passed.saturating_sub(1);
-        if self.passed == 0 { self.backing.take() } else { None }
+    pub fn close(&mut self, passed: bool) -> (Option<Backing>, Option<Arc<OwnedFd>>) {
+        let count = if passed { &mut self.passed } else { &mut self.cached };
+        *count = count.saturating_sub(1);
+        let backing = if passed && self.passed == 0 { self.backing.take() } else { None };
+        let real = if self.passed == 0 && self.cached == 0 { self.real.take() } else { None };
+        (backing, real.map(|(_, fd)| fd))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn backing() -> Option<Backing> {
         Some(Arc::new(()))
@@ -104,7 +126,7 @@ mod tests {
         assert!(io.open(true, true, backing).0.is_some());
         assert!(io.open(false, false, || None).0.is_some());
         io.close(true);
-        assert!(io.close(true).is_some());
+        assert!(io.close(true).0.is_some());
         // Pages from before the kernel wrote by itself are old, once.
         assert_eq!((false, true), (io.open(false, false, backing).1, io.open(false, false, backing).1));
     }

@@ -10,11 +10,15 @@
 //! 4. [`Node::io`] of a file. Held while a file is opened.
 //! 5. The state inside a node: held for moments, never across a system call.
 
+mod by_number;
 pub mod files;
 pub mod io;
+mod last_places;
 pub mod listings;
+pub mod missing;
 pub mod object;
 pub mod table;
 
+pub use missing::Missing;
 pub use object::{Link, Node, State};
 pub use table::Table;

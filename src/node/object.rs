@@ -1,13 +1,16 @@
-//! An object of the union that the kernel knows, or that is needed by one.
+//! An object of the union that the kernel knows, or that is needed by one. There may be millions: what few of
+//! them need is kept aside.
 
 use std::ffi::OsStr;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use rustix::fs::FileType;
+use smallvec::SmallVec;
 
 use crate::error::{Errno, Result};
 use crate::format::redirect::Redirect;
@@ -15,7 +18,7 @@ use crate::layer::dir::{Dir, LayerId};
 use crate::merge::index::Indexed;
 use crate::merge::lookup::Data;
 use crate::merge::lowers::Parts;
-use crate::node::io::Io;
+use crate::node::io::{self, Io};
 use crate::sys::file::{self, Stat};
 
 /// A name of an object in the union.
@@ -36,15 +39,25 @@ impl Link {
     }
 }
 
+/// Names of an object; most have one.
+pub type Links = SmallVec<[Link; 1]>;
+
 /// What changes in the life of an object.
 #[derive(Debug, Default)]
 pub struct State {
     /// Its names in the union, as far as they were looked up. A directory has one, the root none.
-    pub links: Vec<Link>,
+    pub links: Links,
     /// Device and inode number of the real object (of a directory's topmost part).
     pub id: (u64, u64),
     /// A directory's parts, topmost first.
     pub parts: Parts,
+    /// `None` as long as there is nothing special.
+    special: Option<Box<Special>>,
+}
+
+/// What is special about an object: nothing, of most of them. Reached by its [`State`].
+#[derive(Debug, Default)]
+pub struct Special {
     /// A directory in the upper: where lower layers keep the rest of it.
     pub redirect: Option<Redirect>,
     /// A copied-up hardlink.
@@ -57,8 +70,34 @@ pub struct State {
     pub pinned: Option<Arc<OwnedFd>>,
     /// The real object is in a lower and has names there, but none in the union.
     pub hidden: bool,
-    /// The node goes, and its names with it.
-    pub parted: bool,
+}
+
+impl Special {
+    fn is_nothing(&self) -> bool {
+        self.redirect.is_none()
+            && self.indexed.is_none()
+            && self.gone == 0
+            && self.data.is_none()
+            && self.pinned.is_none()
+            && !self.hidden
+    }
+}
+
+static NOTHING: Special =
+    Special { redirect: None, indexed: None, gone: 0, data: None, pinned: None, hidden: false };
+
+impl Deref for State {
+    type Target = Special;
+
+    fn deref(&self) -> &Special {
+        self.special.as_deref().unwrap_or(&NOTHING)
+    }
+}
+
+impl DerefMut for State {
+    fn deref_mut(&mut self) -> &mut Special {
+        self.special.get_or_insert_default()
+    }
 }
 
 /// What a node is registered in, and must be taken out of when it goes.
@@ -67,7 +106,7 @@ pub(super) trait Registry: std::fmt::Debug + Send + Sync {
     fn remove_dead(&self, ino: u64);
 
     /// Remembers a name of a node that goes; none: it has lost all of them.
-    fn remember(&self, ino: u64, place: Option<(u64, Arc<OsStr>)>);
+    fn remember(&self, ino: u64, place: Option<(u64, &OsStr)>);
 }
 
 /// An object.
@@ -86,9 +125,37 @@ pub struct Node {
     pub counting: Mutex<()>,
     layer: AtomicU16,
     content: AtomicU16,
+    /// It goes, and its names with it.
+    parted: bool,
+    /// The file is known to have no `security.capability`.
+    powerless: AtomicBool,
     state: RwLock<State>,
-    io: Mutex<Io>,
+    io: Mutex<Option<Box<Io>>>,
     registry: Weak<dyn Registry>,
+}
+
+/// The state of I/O on a file while it is locked.
+#[derive(Debug)]
+pub struct IoGuard<'a>(MutexGuard<'a, Option<Box<Io>>>);
+
+impl Deref for IoGuard<'_> {
+    type Target = Io;
+
+    fn deref(&self) -> &Io {
+        self.0.as_deref().unwrap_or(&io::NOTHING)
+    }
+}
+
+impl DerefMut for IoGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Io {
+        self.0.get_or_insert_default()
+    }
+}
+
+impl Drop for IoGuard<'_> {
+    fn drop(&mut self) {
+        self.0.take_if(|io| io.is_nothing());
+    }
 }
 
 /// How long an object that is not where it was is waited for: at a time, and in all.
@@ -113,10 +180,24 @@ impl Node {
             counting: Mutex::new(()),
             layer: AtomicU16::new(layer),
             content: AtomicU16::new(content),
+            parted: false,
+            powerless: AtomicBool::new(false),
             state: RwLock::new(state),
-            io: Mutex::new(Io::default()),
+            io: Mutex::new(None),
             registry,
         }
+    }
+
+    /// Bytes of memory that it takes, with its names and what is known of the layers' directories.
+    pub fn memory(&self) -> usize {
+        // What a shared allocation has before its content.
+        const COUNTS: usize = 2 * size_of::<usize>();
+        let state = self.state.read();
+        let names: usize = state.links.iter().map(|link| COUNTS + link.name.len()).sum();
+        let spilled = if state.links.spilled() { state.links.capacity() * size_of::<Link>() } else { 0 };
+        let special = if state.special.is_some() { size_of::<Special>() } else { 0 };
+        let io = if self.io.lock().is_some() { size_of::<Io>() } else { 0 };
+        COUNTS + size_of::<Self>() + names + spilled + special + io + state.parts.memory()
     }
 
     /// Whether it is a directory.
@@ -147,21 +228,36 @@ impl Node {
 
     /// Changes the state.
     pub fn update<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
-        f(&mut self.state.write())
+        let mut state = self.state.write();
+        let out = f(&mut state);
+        state.tidy();
+        out
     }
 
     /// Changes the state of an object that now lies in `layer`.
     pub fn relocate<T>(&self, layer: LayerId, f: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.write();
         let out = f(&mut state);
+        state.tidy();
         self.layer.store(layer, Ordering::Release);
         self.content.store(state.content_layer(layer), Ordering::Release);
         out
     }
 
+    /// Whether the file is known to have no `security.capability`, which the kernel asks for before it changes one.
+    pub fn is_powerless(&self) -> bool {
+        self.powerless.load(Ordering::Acquire)
+    }
+
+    /// Records whether the file is known to have no `security.capability`. The state of I/O must be locked from the
+    /// moment when that is looked at or changed, or the file be new.
+    pub fn set_powerless(&self, powerless: bool) {
+        self.powerless.store(powerless, Ordering::Release);
+    }
+
     /// The state of I/O on a file.
-    pub fn io(&self) -> MutexGuard<'_, Io> {
-        self.io.lock()
+    pub fn io(&self) -> IoGuard<'_> {
+        IoGuard(self.io.lock())
     }
 
     /// A directory's parts.
@@ -193,7 +289,7 @@ impl Node {
             return;
         }
         let old = self.update(|s| {
-            let old: Vec<Link> = s.links.extract_if(.., |l| l.is(&link.parent, &link.name)).collect();
+            let old = s.take_links(|l| l.is(&link.parent, &link.name));
             s.links.push(link);
             // It has a name again: a directory's or a file's pin was for having none.
             if !self.is_dir() {
@@ -208,18 +304,18 @@ impl Node {
     /// Forgets the name `name` in `parent`.
     pub fn remove_link(&self, parent: &Self, name: &OsStr) {
         // Dropped outside the lock: it may be the last reference to the parent.
-        let gone: Vec<Link> = self.update(|s| s.links.extract_if(.., |l| l.is(parent, name)).collect());
+        let gone = self.update(|s| s.take_links(|l| l.is(parent, name)));
         drop(gone);
     }
 
     /// Where the real object can be found by name: a layer's directory and a name in it.
     fn place(&self, index: Option<&Arc<Dir>>) -> Option<(Arc<Dir>, Arc<OsStr>)> {
         let layer = self.layer();
-        let (links, indexed) = self.with(|s| {
-            let links: Vec<Link> = s.links.iter().filter(|l| l.layer == layer).take(1).cloned().collect();
-            (links, s.indexed.as_ref().map(|i| Arc::<OsStr>::from(&*i.name)))
+        let (link, indexed) = self.with(|s| {
+            let link = s.links.iter().find(|l| l.layer == layer).cloned();
+            (link, s.indexed.as_ref().map(|i| Arc::<OsStr>::from(&*i.name)))
         });
-        let by_link = links.first().and_then(|l| Some((l.parent.part(layer)?, l.name.clone())));
+        let by_link = link.and_then(|l| Some((l.parent.part(layer)?, l.name)));
         by_link.or_else(|| Some((index?.clone(), indexed?)))
     }
 
@@ -276,11 +372,23 @@ impl Node {
         self.stat_raw(index).map(|st| self.in_union(st))
     }
 
+    /// The real file with its attributes, if it is open in a writable layer.
+    fn real(&self) -> Option<Arc<OwnedFd>> {
+        if self.kind != FileType::RegularFile {
+            return None;
+        }
+        let id = self.with(|s| s.id);
+        self.io().real(id)
+    }
+
     /// Attributes of the real object, not a directory, as they are in its layer.
     ///
     /// # Errors
     /// As for [`Self::stat`].
     pub fn stat_raw(&self, index: Option<&Arc<Dir>>) -> Result<Stat> {
+        if let Some(real) = self.real() {
+            return file::stat_fd(&*real);
+        }
         self.by_name(index, |dir, name| {
             let st = if name.is_empty() { file::stat_fd(dir)? } else { file::stat_at(dir, name)? };
             Ok((st, st))
@@ -307,7 +415,15 @@ impl Node {
         st
     }
 
-    /// A descriptor that refers to the real object (O_PATH; a directory's is readable).
+    /// A descriptor that refers to the real object: of any kind, for the moment.
+    ///
+    /// # Errors
+    /// As for [`Self::stat`].
+    pub fn refer(&self, index: Option<&Arc<Dir>>) -> Result<Arc<OwnedFd>> {
+        self.real().map_or_else(|| self.pin(index), Ok)
+    }
+
+    /// A descriptor that refers to the real object (O_PATH; a directory's is readable), also to keep.
     ///
     /// # Errors
     /// As for [`Self::stat`].
@@ -373,6 +489,23 @@ impl Node {
 }
 
 impl State {
+    /// The state of an object with these names and this real object.
+    pub fn new(links: impl IntoIterator<Item = Link>, id: (u64, u64)) -> Self {
+        Self { links: links.into_iter().collect(), id, ..Self::default() }
+    }
+
+    /// Takes out the names that `which` says.
+    pub fn take_links(&mut self, which: impl Fn(&Link) -> bool) -> Links {
+        let (taken, kept) = std::mem::take(&mut self.links).into_iter().partition(which);
+        self.links = kept;
+        taken
+    }
+
+    /// Drops what is kept for nothing.
+    fn tidy(&mut self) {
+        self.special.take_if(|special| special.is_nothing());
+    }
+
     /// The layer that holds a file's data, when its attributes are in `layer`.
     fn content_layer(&self, layer: LayerId) -> LayerId {
         self.data.as_ref().map_or(layer, |data| data.dir.layer())
@@ -381,13 +514,12 @@ impl State {
 
 impl Node {
     /// Gives up the names, the first of which is remembered.
-    fn part_with_links(&mut self) -> Vec<Link> {
-        let state = self.state.get_mut();
-        let links = std::mem::take(&mut state.links);
-        if !std::mem::replace(&mut state.parted, true)
+    fn part_with_links(&mut self) -> Links {
+        let links = std::mem::take(&mut self.state.get_mut().links);
+        if !std::mem::replace(&mut self.parted, true)
             && let Some(registry) = self.registry.upgrade()
         {
-            registry.remember(self.ino, links.first().map(|l| (l.parent.ino, l.name.clone())));
+            registry.remember(self.ino, links.first().map(|l| (l.parent.ino, &*l.name)));
         }
         links
     }
@@ -399,7 +531,7 @@ impl Drop for Node {
         let mut links = self.part_with_links();
         while let Some(link) = links.pop() {
             if let Some(mut parent) = Arc::into_inner(link.parent) {
-                links.append(&mut parent.part_with_links());
+                links.extend(parent.part_with_links());
             }
         }
         if let Some(registry) = self.registry.upgrade() {

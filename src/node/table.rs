@@ -1,50 +1,56 @@
 //! The node table: which objects the kernel knows, by inode number.
 
-use std::ffi::OsStr;
-use std::num::NonZeroUsize;
+use std::ffi::{OsStr, OsString};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
-use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fs::FileType;
 
 use crate::layer::dir::LayerId;
+use crate::node::by_number::ByNumber;
+use crate::node::last_places::LastPlaces;
 use crate::node::object::{Node, Registry, State};
+use crate::sys::process;
 
+/// Whether the kernel knows a node.
 #[derive(Debug)]
-struct Slot {
-    node: Weak<Node>,
-    /// Keeps the node as long as the kernel counts lookups on it.
-    held: Option<Arc<Node>>,
-    lookups: u64,
+enum Slot {
+    /// It does: it was told so many times of it.
+    Held(Arc<Node>, u64),
+    /// It does not; a child or an open file may need it.
+    Loose(Weak<Node>),
+}
+
+impl Slot {
+    fn node(&self) -> Option<Arc<Node>> {
+        match self {
+            Self::Held(node, _) => Some(node.clone()),
+            Self::Loose(node) => node.upgrade(),
+        }
+    }
 }
 
 /// The table. A node is in it while anyone uses it: the kernel, a child, an open file.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Table {
-    slots: DashMap<u64, Slot>,
+    slots: DashMap<u64, Slot, ByNumber>,
     /// Where nodes were that are in it no more, by number: for file handles.
-    gone: Mutex<LruCache<u64, (u64, Arc<OsStr>)>>,
+    gone: Mutex<LastPlaces>,
+    /// Nodes that are live.
+    live: AtomicUsize,
+    /// The most that were since memory was last given back.
+    peak: AtomicUsize,
 }
 
-/// How many of the nodes that went are remembered, of some 100 bytes each.
-const REMEMBERED: usize = 1 << 16;
-
-impl Default for Table {
-    fn default() -> Self {
-        let remembered = NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN);
-        // Grows as needed: its bound is not worth its memory from the beginning.
-        let mut gone = LruCache::unbounded();
-        gone.resize(remembered);
-        Self { slots: DashMap::new(), gone: Mutex::new(gone) }
-    }
-}
+/// So many nodes must have been for their memory to be worth giving back to the system, which takes milliseconds.
+const MANY: usize = 1 << 14;
 
 impl Table {
     /// The node with this number.
     pub fn get(&self, ino: u64) -> Option<Arc<Node>> {
-        self.slots.get(&ino).and_then(|slot| slot.node.upgrade())
+        self.slots.get(&ino).and_then(|slot| slot.node())
     }
 
     /// The node with this number; a new one with `state` when there is none. The second value tells
@@ -57,45 +63,53 @@ impl Table {
         state: impl FnOnce() -> State,
     ) -> (Arc<Node>, bool) {
         // Nothing below blocks or uses the table while the shard is locked.
-        let mut slot =
-            self.slots.entry(ino).or_insert_with(|| Slot { node: Weak::new(), held: None, lookups: 0 });
-        if let Some(node) = slot.node.upgrade() {
+        let mut slot = self.slots.entry(ino).or_insert_with(|| Slot::Loose(Weak::new()));
+        if let Some(node) = slot.node() {
             return (node, false);
         }
         let registry: Weak<dyn Registry> = Arc::<Self>::downgrade(self);
         let node = Arc::new(Node::new(registry, ino, kind, layer, state()));
-        slot.node = Arc::downgrade(&node);
+        *slot = Slot::Loose(Arc::downgrade(&node));
+        let live = self.live.fetch_add(1, Ordering::Relaxed) + 1;
+        if live > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(live, Ordering::Relaxed);
+        }
         (node, true)
     }
 
     /// Counts a lookup that the kernel is told of.
     pub fn count(&self, node: &Arc<Node>) {
         if let Some(mut slot) = self.slots.get_mut(&node.ino) {
-            slot.lookups += 1;
-            if slot.held.is_none() {
-                slot.held = Some(node.clone());
+            match &mut *slot {
+                Slot::Held(_, lookups) => *lookups += 1,
+                loose @ Slot::Loose(_) => *loose = Slot::Held(node.clone(), 1),
             }
         }
     }
 
     /// Takes back lookups that the kernel forgets.
     pub fn forget(&self, ino: u64, lookups: u64) {
-        let dropped = self.slots.get_mut(&ino).and_then(|mut slot| {
-            slot.lookups = slot.lookups.saturating_sub(lookups);
-            if slot.lookups == 0 { slot.held.take() } else { None }
-        });
+        let Some(mut slot) = self.slots.get_mut(&ino) else { return };
+        let Slot::Held(node, left) = &mut *slot else { return };
+        *left = left.saturating_sub(lookups);
+        if *left > 0 {
+            return;
+        }
+        let loose = Slot::Loose(Arc::downgrade(node));
+        let held = std::mem::replace(&mut *slot, loose);
         // May be the last reference, whose end takes the slot away: not under the shard's lock.
-        drop(dropped);
+        drop(slot);
+        drop(held);
     }
 
     /// Whether the kernel knows the node.
     pub fn is_held(&self, ino: u64) -> bool {
-        self.slots.get(&ino).is_some_and(|slot| slot.held.is_some())
+        self.slots.get(&ino).is_some_and(|slot| matches!(*slot, Slot::Held(..)))
     }
 
     /// The directory and name that a node had when it went, if it is remembered.
-    pub fn last_place(&self, ino: u64) -> Option<(u64, Arc<OsStr>)> {
-        self.gone.lock().get(&ino).cloned()
+    pub fn last_place(&self, ino: u64) -> Option<(u64, OsString)> {
+        self.gone.lock().get(ino)
     }
 
     /// Number of nodes.
@@ -107,20 +121,52 @@ impl Table {
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
+
+    /// Memory that the nodes take in bytes, with their names and what is known of the layers' directories.
+    /// Looks at each of them.
+    pub fn memory(&self) -> usize {
+        // A byte for each slot tells the map what is in it.
+        let mut bytes = self.slots.capacity() * (size_of::<(u64, Slot)>() + 1);
+        // May be the last references, whose ends take the slots away: not while they are gone through.
+        let mut loose = Vec::new();
+        for slot in &self.slots {
+            match &*slot {
+                Slot::Held(node, _) => bytes += node.memory(),
+                Slot::Loose(node) => loose.extend(node.upgrade().inspect(|node| bytes += node.memory())),
+            }
+        }
+        bytes
+    }
+
+    /// Records that a node has gone. Each time half of many have, their memory is given back to the system.
+    fn went(&self) {
+        let live = self.live.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
+        let peak = self.peak.load(Ordering::Relaxed);
+        if peak < MANY || live > peak / 2 {
+            return;
+        }
+        // Of several threads that come here, one does it.
+        if self.peak.compare_exchange(peak, live, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.slots.shrink_to_fit();
+            process::give_back_memory();
+        }
+    }
 }
 
 impl Registry for Table {
     fn remove_dead(&self, ino: u64) {
-        self.slots.remove_if(&ino, |_, slot| slot.node.strong_count() == 0);
+        let is_dead = |slot: &Slot| matches!(slot, Slot::Loose(node) if node.strong_count() == 0);
+        if self.slots.remove_if(&ino, |_, slot| is_dead(slot)).is_some() {
+            self.went();
+        }
     }
 
-    fn remember(&self, ino: u64, place: Option<(u64, Arc<OsStr>)>) {
+    fn remember(&self, ino: u64, place: Option<(u64, &OsStr)>) {
         let mut gone = self.gone.lock();
-        // Dropped when the lock is released.
-        let _old = match place {
-            Some(place) => gone.push(ino, place).map(|(_, place)| place),
-            None => gone.pop(&ino),
-        };
+        match place {
+            Some((parent, name)) => gone.remember(ino, parent, name),
+            None => gone.forget(ino),
+        }
     }
 }
 
@@ -130,10 +176,8 @@ mod tests {
     use crate::node::object::Link;
 
     fn admit(table: &Arc<Table>, ino: u64, parent: Option<&Arc<Node>>) -> Arc<Node> {
-        let links = parent
-            .map(|p| vec![Link { parent: p.clone(), name: Arc::from(OsStr::new("n")), layer: 0 }])
-            .unwrap_or_default();
-        table.admit(ino, FileType::Directory, 0, || State { links, ..State::default() }).0
+        let links = parent.map(|p| Link { parent: p.clone(), name: Arc::from(OsStr::new("n")), layer: 0 });
+        table.admit(ino, FileType::Directory, 0, || State::new(links, (0, ino))).0
     }
 
     #[test]

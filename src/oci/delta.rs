@@ -491,10 +491,10 @@ pub(super) fn same(a: &Other, b: &Other) -> Result<bool> {
     if of_entry(&a.dir, &a.name)? != of_entry(&b.dir, &b.name)? {
         return Ok(false);
     }
-    Ok(st.kind() != FileType::RegularFile || same_content(&Data::of(a), &Data::of(b))?)
+    Ok(st.kind() != FileType::RegularFile || same_content(&Data::of(a), &Data::of(b), st.size)?)
 }
 
-fn same_content(a: &Data, b: &Data) -> Result<bool> {
+fn same_content(a: &Data, b: &Data, size: u64) -> Result<bool> {
     if a.id == b.id {
         return Ok(true);
     }
@@ -502,8 +502,8 @@ fn same_content(a: &Data, b: &Data) -> Result<bool> {
     let (mut left, mut right) = (vec![0; BUFFER], vec![0; BUFFER]);
     let mut at = 0;
     loop {
-        let n = read_full_at(&a, &mut left, at)?;
-        if n != read_full_at(&b, &mut right, at)? || left[..n] != right[..n] {
+        let n = read_full_at(&a, &mut left, at, size)?;
+        if n != read_full_at(&b, &mut right, at, size)? || left[..n] != right[..n] {
             return Ok(false);
         }
         if n < BUFFER {

@@ -343,7 +343,7 @@ impl<'a> Unpack<'a> {
         self.depends = true;
         let from = open_data(&Data::of(&lower))?;
         let to = dir.create(name, OFlags::RDWR, 0o600, &Caller::daemon())?;
-        copy_data(&from, &to, lower.stat.size)?;
+        copy_data(&from, &to, lower.stat.size, true)?;
         let st = lower.stat;
         let entry = Entry {
             path: target.to_vec(),

@@ -1,24 +1,28 @@
 //! Copying the content of a file: by reference, within the kernel, or by hand; holes stay holes.
+#![allow(unsafe_code)] // sync_file_range(2) has no safe wrapper.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::SeekFrom;
 
 use crate::error::{Errno, Result};
 
-/// Bytes per copy_file_range(2) call: long enough to be cheap, short enough to be interruptible.
-const CHUNK: u64 = 16 << 20;
+/// Bytes per copy_file_range(2) call: long enough to be cheap, short enough to be interruptible, and for the device
+/// to begin soon with what [`begin_write`] gives it.
+const CHUNK: u64 = 8 << 20;
 /// Bytes per read and write where the kernel cannot copy.
 const BUFFER: usize = 256 << 10;
 
 /// Copies the first `len` bytes of `from` into the empty file `to`, whose size becomes `len`. Tries
 /// to share extents (FICLONE), then copies data extents only (SEEK_DATA in lseek(2)).
 ///
+/// `synced`: an fsync(2) of the copy will follow. The device then writes what is copied while the rest still is.
+///
 /// Gives the number of bytes that were copied rather than shared or skipped.
 ///
 /// # Errors
 /// Those of reading the one and writing the other, ENOSPC above all.
-pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64) -> Result<u64> {
+pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64, synced: bool) -> Result<u64> {
     let (from, to) = (from.as_fd(), to.as_fd());
     if len == 0 {
         return Ok(0);
@@ -42,17 +46,33 @@ pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64) -> Result<u64> {
         if data >= end {
             break;
         }
-        copy_range(from, to, data, hole)?;
+        let mut start = data;
+        while start < hole {
+            let end = hole.min(start + CHUNK);
+            copy_range(from, to, start, end)?;
+            if synced && end - start == CHUNK {
+                begin_write(to, start, CHUNK);
+            }
+            start = end;
+        }
         copied += hole - data;
         pos = hole;
     }
     Ok(copied)
 }
 
+/// Has the kernel begin to write a range of a file to its device. Promises nothing: the fsync(2) does.
+fn begin_write(file: impl AsFd, start: u64, length: u64) {
+    let (Ok(start), Ok(length)) = (start.try_into(), length.try_into()) else { return };
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: takes numbers alone. What fails here is told by the fsync(2) that follows.
+    unsafe { libc::sync_file_range(fd, start, length, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()> {
     let (mut off_in, mut off_out) = (start, start);
     while off_in < end {
-        let want = (end - off_in).min(CHUNK) as usize;
+        let want = usize::try_from(end - off_in).unwrap_or(usize::MAX);
         match rustix::fs::copy_file_range(&from, Some(&mut off_in), &to, Some(&mut off_out), want) {
             // The source shrank under us: the rest stays a hole.
             Ok(0) => return Ok(()),
@@ -107,13 +127,19 @@ pub fn write_some_at(to: impl AsFd, data: &[u8], offset: u64) -> Result<usize> {
     Ok(done)
 }
 
-/// Reads until the buffer is full or the file ends; gives the number of bytes read.
-pub fn read_full_at(from: impl AsFd, buf: &mut [u8], offset: u64) -> Result<usize> {
+/// Reads until the buffer is full or the file ends; gives the number of bytes read. `size`: what the file's
+/// size was once; a read that ends short there is taken to have reached the end.
+pub fn read_full_at(from: impl AsFd, buf: &mut [u8], offset: u64, size: u64) -> Result<usize> {
     let mut done = 0;
     while done < buf.len() {
         match rustix::io::pread(&from, &mut buf[done..], offset + done as u64) {
             Ok(0) => break,
-            Ok(n) => done += n,
+            Ok(n) => {
+                done += n;
+                if done < buf.len() && offset + done as u64 == size {
+                    break;
+                }
+            }
             Err(Errno::INTR) => {}
             Err(e) => return Err(e),
         }

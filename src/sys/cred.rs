@@ -11,6 +11,18 @@ use crate::error::Result;
 thread_local! {
     /// The umask of this thread, once it has one of its own (CLONE_FS undone).
     static OWN_UMASK: Cell<Option<u32>> = const { Cell::new(None) };
+    /// The capabilities of this thread, which only this module changes, and changes back.
+    static OWN_CAPS: Cell<Option<CapabilitySets>> = const { Cell::new(None) };
+}
+
+/// The capabilities that this thread has but for moments within this module. Asked for once.
+fn own_capabilities() -> Result<CapabilitySets> {
+    if let Some(caps) = OWN_CAPS.get() {
+        return Ok(caps);
+    }
+    let caps = rustix::thread::capabilities(None)?;
+    OWN_CAPS.set(Some(caps));
+    Ok(caps)
 }
 
 /// Who asks, as the request tells.
@@ -99,7 +111,7 @@ pub fn as_caller<T>(caller: &Caller, f: impl FnOnce() -> Result<T>) -> Result<T>
     if caller.uid == own.uid && caller.gid == own.gid {
         return f();
     }
-    let caps = rustix::thread::capabilities(None).ok();
+    let caps = own_capabilities().ok();
     let _restore = Restore { uid: own.uid, gid: own.gid, caps };
     // SAFETY: plain system calls on numbers; they affect the calling thread only.
     unsafe {
@@ -158,7 +170,7 @@ pub fn without_fsetid<T>(f: impl FnOnce() -> T) -> Result<T> {
             let _ = rustix::thread::set_capabilities(None, self.0);
         }
     }
-    let caps = rustix::thread::capabilities(None)?;
+    let caps = own_capabilities()?;
     if !caps.effective.contains(CapabilitySet::FSETID) {
         return Ok(f());
     }

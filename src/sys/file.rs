@@ -1,8 +1,9 @@
 //! Files and directories by descriptor and single name.
+#![allow(unsafe_code)] // fchmodat2(2) has no safe wrapper.
 
 use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, Timestamps};
@@ -155,14 +156,14 @@ pub fn create_nameless(dir: impl AsFd, mode: u32) -> Result<OwnedFd> {
 
 /// Gives the object behind a descriptor (O_TMPFILE or O_PATH) a name.
 pub fn link_fd(fd: impl AsFd, dir: impl AsFd, name: &OsStr) -> Result<()> {
-    // By /proc, since AT_EMPTY_PATH asks for CAP_DAC_READ_SEARCH (open(2), O_TMPFILE).
-    rustix::fs::linkat(
-        rustix::fs::CWD,
-        super::proc_path(fd.as_fd(), None),
-        dir,
-        name,
-        AtFlags::SYMLINK_FOLLOW,
-    )
+    match rustix::fs::linkat(&fd, "", &dir, name, AtFlags::EMPTY_PATH) {
+        // AT_EMPTY_PATH asks for CAP_DAC_READ_SEARCH (open(2), O_TMPFILE); /proc does not.
+        Err(Errno::NOENT) => {
+            let path = super::proc_path(fd.as_fd(), None);
+            rustix::fs::linkat(rustix::fs::CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)
+        }
+        other => other,
+    }
 }
 
 /// `mkdirat(2)`.
@@ -219,7 +220,18 @@ pub fn chown_fd(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()>
 
 /// Sets the permission bits of the object behind a descriptor (O_PATH too; not of a symlink).
 pub fn chmod_fd(fd: impl AsFd, mode: u32) -> Result<()> {
-    rustix::fs::chmod(super::proc_path(fd.as_fd(), None), Mode::from_raw_mode(mode & 0o7777))
+    let (fd, mode) = (fd.as_fd(), mode & 0o7777);
+    // fchmodat2(2) of Linux 6.6. SAFETY: a constant string that ends in NUL, and plain numbers.
+    let done = unsafe {
+        libc::syscall(libc::SYS_fchmodat2, fd.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) == 0
+    };
+    match done.then_some(()).ok_or_else(super::last_errno) {
+        // Not known to the kernel, or to a seccomp filter.
+        Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => {
+            rustix::fs::chmod(super::proc_path(fd, None), Mode::from_raw_mode(mode))
+        }
+        other => other,
+    }
 }
 
 /// Clears the set-ID bits that a change of content or owner by a caller clears, as `setattr_should_drop_sgid`
@@ -275,8 +287,15 @@ impl SetTime {
 /// Sets the times of the object behind a descriptor (O_PATH too), of symlinks too.
 pub fn utimes_fd(fd: impl AsFd, atime: SetTime, mtime: SetTime) -> Result<()> {
     let times = Timestamps { last_access: atime.raw(), last_modification: mtime.raw() };
-    // An O_PATH descriptor of a symlink reached through /proc is not followed further (proc(5)).
-    rustix::fs::utimensat(rustix::fs::CWD, super::proc_path(fd.as_fd(), None), &times, AtFlags::empty())
+    match rustix::fs::utimensat(&fd, "", &times, AtFlags::EMPTY_PATH) {
+        // Before Linux 5.8. An O_PATH descriptor of a symlink reached through /proc is not followed further
+        // (proc(5)).
+        Err(Errno::INVAL | Errno::NOENT) => {
+            let path = super::proc_path(fd.as_fd(), None);
+            rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::empty())
+        }
+        other => other,
+    }
 }
 
 /// Lists a directory, without `.` and `..`. The descriptor's own offset is not used.

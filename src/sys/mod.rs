@@ -1,6 +1,7 @@
 //! System calls: the only place of unsafe code. Names are single components below a directory
 //! descriptor; nothing here follows a symlink that lies in a layer.
 
+pub mod ahead;
 pub mod copy;
 pub mod cred;
 pub mod file;
@@ -8,6 +9,7 @@ pub mod flags;
 pub mod fuse;
 pub mod handle;
 pub mod mount;
+pub mod namespace;
 pub mod place;
 pub mod process;
 pub mod ring;

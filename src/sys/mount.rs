@@ -9,7 +9,7 @@ use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
 use crate::error::{Errno, Result};
 
 /// `MOUNT_ATTR_RDONLY` in mount_setattr(2).
-const ATTR_RDONLY: u64 = 0x1;
+pub(super) const ATTR_RDONLY: u64 = 0x1;
 /// `MOUNT_ATTR_NODEV`.
 const ATTR_NODEV: u64 = 0x4;
 /// `MOUNT_ATTR_NOATIME`.
@@ -17,12 +17,31 @@ const ATTR_NOATIME: u64 = 0x10;
 /// `MOUNT_ATTR__ATIME`: the field of access time settings, cleared before one is set.
 const ATTR_ATIME: u64 = 0x70;
 
+/// `struct mount_attr`.
+#[derive(Debug, Default)]
 #[repr(C)]
-struct MountAttr {
-    attr_set: u64,
-    attr_clr: u64,
-    propagation: u64,
-    userns_fd: u64,
+pub(super) struct MountAttr {
+    pub(super) attr_set: u64,
+    pub(super) attr_clr: u64,
+    pub(super) propagation: u64,
+    pub(super) userns_fd: u64,
+}
+
+/// `mount_setattr(2)` on the mount behind a descriptor; `flags` is `AT_EMPTY_PATH`, and `AT_RECURSIVE` for those in
+/// it too.
+pub(super) fn set_attributes(tree: impl AsFd, flags: libc::c_int, attr: &MountAttr) -> Result<()> {
+    // SAFETY: mount_setattr(2) reads one struct mount_attr of the given size.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            std::ptr::from_ref(attr),
+            size_of::<MountAttr>(),
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(super::last_errno()) }
 }
 
 /// A detached, read-only, noatime clone of the mount beneath `dir`, rooted at `dir`: what lies below
@@ -63,18 +82,8 @@ fn clone(dir: impl AsFd, attr_set: u64, attr_clr: u64) -> Result<OwnedFd> {
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    // SAFETY: mount_setattr(2) reads one struct mount_attr of the given size.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attr,
-            size_of::<MountAttr>(),
-        )
-    };
-    if rc == 0 { Ok(tree) } else { Err(super::last_errno()) }
+    set_attributes(&tree, libc::AT_EMPTY_PATH, &attr)?;
+    Ok(tree)
 }
 
 /// Options of a FUSE mount that the kernel takes.

@@ -1,5 +1,5 @@
 //! The daemon's process: detaching from the caller, standard descriptors, limits.
-#![allow(unsafe_code)] // fork(2) and close_range(2) have no safe wrapper.
+#![allow(unsafe_code)] // fork(2), close_range(2), mallopt(3) and malloc_trim(3) have no safe wrapper.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,13 +10,12 @@ use rustix::process::{Pid, Resource, Rlimit, WaitOptions};
 
 use crate::error::{Errno, Result};
 
-/// The two processes after [`fork`].
+/// The two processes after [`fork`] and [`split`].
 #[derive(Debug)]
 pub enum Fork {
     /// The caller's process, which waits for the verdict.
     Parent(Verdict),
-    /// The new process, in a process group of its own, with umask 0 and without inherited descriptors but
-    /// the standard ones.
+    /// The new process.
     Child(Reporter),
 }
 
@@ -36,27 +35,36 @@ pub struct Reporter {
 const READY: u8 = b'+';
 const FAILED: u8 = b'-';
 
-/// Splits off a daemon. To be called while the process has one thread only.
+/// Splits off a daemon: in a process group of its own, with umask 0 and without inherited descriptors but the standard
+/// ones. To be called while the process has one thread only.
 ///
 /// # Errors
 /// Those of pipe(2) and fork(2).
 pub fn fork() -> Result<Fork> {
+    let fork = split()?;
+    if let Fork::Child(reporter) = &fork {
+        // Out of reach of the terminal's signals. Not a session of its own: the scheduler may put each session
+        // into a group (autogroups, sched(7)), and who is served from within his own group stays on his CPU when
+        // he is answered.
+        rustix::process::setpgid(None, None)?;
+        rustix::process::umask(Mode::empty());
+        close_all_but(&reporter.pipe);
+    }
+    Ok(fork)
+}
+
+/// Splits off a process that is as its parent. To be called while the process has one thread only.
+///
+/// # Errors
+/// Those of pipe(2) and fork(2).
+pub fn split() -> Result<Fork> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     // SAFETY: the process has a single thread (the contract above), so that no lock can be left held
     // in the child.
     let pid = unsafe { libc::fork() };
     match pid {
         -1 => Err(super::last_errno()),
-        0 => {
-            drop(read);
-            // Out of reach of the terminal's signals. Not a session of its own: the scheduler may put each
-            // session into a group (autogroups, sched(7)), and who is served from within his own group
-            // stays on his CPU when he is answered.
-            rustix::process::setpgid(None, None)?;
-            rustix::process::umask(Mode::empty());
-            close_all_but(&write);
-            Ok(Fork::Child(Reporter { pipe: write.into() }))
-        }
+        0 => Ok(Fork::Child(Reporter { pipe: write.into() })),
         pid => {
             let child = Pid::from_raw(pid).ok_or(Errno::CHILD)?;
             Ok(Fork::Parent(Verdict { pipe: read, child }))
@@ -66,7 +74,7 @@ pub fn fork() -> Result<Fork> {
 
 /// Closes what the caller left open above the standard descriptors: a daemon that kept, say, the
 /// descriptor of a lock file would hold the lock for its whole life.
-fn close_all_but(keep: &OwnedFd) {
+fn close_all_but(keep: &impl AsRawFd) {
     let close = |from: libc::c_uint, to: libc::c_uint| {
         if from <= to {
             // SAFETY: closes descriptors that nothing in this process owns: right after the fork, only
@@ -82,6 +90,25 @@ fn close_all_but(keep: &OwnedFd) {
 }
 
 impl Verdict {
+    /// The child's number.
+    pub fn child(&self) -> Pid {
+        self.child
+    }
+
+    /// Waits until the child has become another program (execve(2)), or has told why it could not. One that has
+    /// ended without a word counts as started: waiting for it tells.
+    ///
+    /// # Errors
+    /// What the child has told.
+    pub fn started(self) -> std::result::Result<(), String> {
+        let mut report = Vec::new();
+        let _ = std::fs::File::from(self.pipe).read_to_end(&mut report);
+        match report.split_first() {
+            None => Ok(()),
+            Some((_, message)) => Err(String::from_utf8_lossy(message).into_owned()),
+        }
+    }
+
     /// Waits until the child has reported or ended. The error is the child's message, or how it ended
     /// without one.
     ///
@@ -124,6 +151,20 @@ impl Reporter {
     }
 }
 
+/// The processes whose parent this one is, as /proc shows them now.
+pub fn children() -> Vec<Pid> {
+    let own = rustix::process::getpid().as_raw_nonzero().to_string();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let is_child = |pid: &Pid| {
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        // proc_pid_stat(5): the name, in parentheses, may contain anything; state and parent follow.
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)) == Some(&own)
+    };
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter_map(Pid::from_raw).filter(is_child).collect()
+}
+
 /// Puts /dev/null in the place of standard input, output and error.
 ///
 /// # Errors
@@ -133,6 +174,27 @@ pub fn release_stdio() -> Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)
+}
+
+/// Has large blocks of memory always go back to the system when they are freed. By default glibc keeps more of them
+/// for itself the larger they are (mallopt(3), M_MMAP_THRESHOLD): tables that have grown with millions of objects
+/// would leave holes between smaller things.
+pub fn keep_no_large_blocks() {
+    const LARGE: libc::c_int = 128 << 10;
+    // SAFETY: sets a number; failure leaves the default.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}
+
+/// Gives memory that was freed back to the system. Takes milliseconds after much was used.
+pub fn give_back_memory() {
+    // SAFETY: only touches what the allocator has to itself.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Lets the process open as many files as it may: each directory and open file of the mount needs

@@ -1,6 +1,7 @@
 //! The command line from outside: messages, exit status, and that nothing is left behind.
 #![allow(clippy::unwrap_used, clippy::panic)] // A failed test is what they are for.
 
+mod run;
 mod stage;
 
 use std::fs;
@@ -15,7 +16,7 @@ use stage::*;
 #[test]
 fn help_has_examples() {
     let stage = Stage::new();
-    for command in ["mount", "umount", "demo", "diff", "commit", "apply", "image", "list", "inspect"] {
+    for command in ["mount", "umount", "demo", "run", "diff", "commit", "apply", "image", "list", "inspect"] {
         let outcome = stage.run(&[command, "--help"]);
         assert_eq!(outcome.code, Some(0));
         assert!(outcome.stdout.contains(&format!("  unionfs {command}")), "{}", outcome.stdout);

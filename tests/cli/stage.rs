@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,8 +12,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub const LIMIT: Duration = Duration::from_secs(20);
-/// The variable by which a process is known as one of a stage.
-const STAGE: &str = "UNIONFS_TEST_STAGE";
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_unionfs");
 
 /// A temporary directory with layers in it. Dropping ends every mount below it.
@@ -46,7 +44,7 @@ impl Stage {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
-        command.args(args).current_dir(self.dir.path()).env(STAGE, self.path(""));
+        command.args(args).current_dir(self.dir.path());
         command
     }
 
@@ -113,14 +111,17 @@ impl Stage {
 
     /// Process ids of living daemons that hold something below the stage open.
     pub fn daemons(&self) -> Vec<u32> {
-        let own = [STAGE.as_bytes(), b"=", self.path("").as_os_str().as_encoded_bytes()].concat();
+        // By what they are: a daemon reaches its layers by clones of their mounts, which have no paths.
+        let id = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+        let below = ["a", "b", "u", "i", ".u.work", ".u.work/work", ".u.work/index", ".i.work"];
+        let below: Vec<_> = below.iter().filter_map(|name| id(&self.path(name))).collect();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-            // Not by its descriptors: those of layers may be on a private mount, where no path leads.
-            let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
+            let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
             let is_ours = fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == Path::new(PROGRAM));
-            if is_ours && environment.split(|b| *b == 0).any(|variable| variable == own) {
+            let holds = |fd: fs::DirEntry| id(&fd.path()).is_some_and(|id| below.contains(&id));
+            if is_ours && fds.flatten().any(holds) {
                 found.push(pid);
             }
         }

@@ -6,6 +6,7 @@ mod copy_up;
 mod hardlinks;
 mod init_layer;
 mod io_modes;
+mod known;
 mod lookup;
 mod model;
 mod owners;

@@ -51,7 +51,13 @@ fn case(ops: usize) -> impl Strategy<Value = Case> {
     // Overlayfs, when it stands in, has no init layer.
     let init =
         if common::overlay_backend() { Just(false).boxed() } else { prop::bool::weighted(0.2).boxed() };
-    let option = prop::sample::select(vec!["passthrough=on", "passthrough=off", "metacopy=on", NO_REDIRECTS]);
+    let option = prop::sample::select(vec![
+        "passthrough=on",
+        "passthrough=off",
+        "metacopy=on",
+        "io_uring=off",
+        NO_REDIRECTS,
+    ]);
     let extras = prop::collection::vec(extras::extra(), 0..16);
     (layers, init, option, extras, prop::collection::vec(special::step(), 0..=ops))
         .prop_map(|(layers, init, option, extras, ops)| Case { layers, init, option, extras, ops })

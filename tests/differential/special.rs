@@ -216,7 +216,7 @@ fn special() -> impl Strategy<Value = Special> {
         3 => (slot(), at(), 0..6000_usize).prop_map(|(slot, at, len)| Special::MapWrite { slot, at, len }),
         1 => slot().prop_map(|slot| Special::Unmap { slot }),
     ];
-    let remount = select(vec!["passthrough=on", "passthrough=off", "metacopy=on"])
+    let remount = select(vec!["passthrough=on", "passthrough=off", "metacopy=on", "io_uring=off"])
         .prop_map(|option| Special::Remount { option });
     prop_oneof![
         12 => names.boxed(),

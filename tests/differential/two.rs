@@ -29,7 +29,8 @@ const HOMES: [&str; 2] = ["a", "b"];
 fn case(ops: usize) -> impl Strategy<Value = Case> {
     let layers = prop::collection::vec(prop::collection::vec(layers::entry(), 8..30), 2..=10);
     let extras = prop::collection::vec(extras::extra(), 0..16);
-    let option = prop::sample::select(vec!["passthrough=on", "passthrough=off", "metacopy=on"]);
+    let option =
+        prop::sample::select(vec!["passthrough=on", "passthrough=off", "metacopy=on", "io_uring=off"]);
     let works = || {
         let step = special::step().prop_filter("of one mount", |step| {
             !matches!(

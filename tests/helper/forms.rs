@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use super::{called_as, helper, quiet, refused, script, unmount};
+use super::{called_as, have, helper, quiet, refused, script, unmount};
 use crate::common::files::{dir, errno, exists, get, list, put};
 use crate::common::{self, Union, mount_line};
 use crate::need_unionfs;
@@ -210,4 +210,20 @@ fn mount_and_fstab() {
     let said = script(u.dir(), &["unshare", "-m"], &text);
     assert!(said.contains("lower layer") && said.contains("does not exist"), "{said}");
     assert!(!exists(u.at("f")));
+}
+
+/// As containerd calls the helper of FUSE, which finds the program by its name.
+#[test]
+fn by_the_helper_of_fuse() {
+    need_unionfs!();
+    let Some(fuse) = have("mount.fuse3") else { return common::skip("no mount.fuse3") };
+    let u = layers();
+    dir(u.dir().join("bin"));
+    symlink(env!("CARGO_BIN_EXE_unionfs"), u.dir().join("bin/unionfs")).unwrap();
+    let path = format!("{}:{}", u.dir().join("bin").display(), std::env::var("PATH").unwrap());
+    let mut command = std::process::Command::new(fuse);
+    command.arg("overlay").arg(u.mnt()).args(["-o", "lowerdir=l0:l1", "-o", "upperdir=upper,workdir=work"]);
+    command.args(["-t", "unionfs"]).env("PATH", path).current_dir(u.dir());
+    quiet(command);
+    works(&u);
 }

@@ -24,7 +24,7 @@ use std::process::Command;
 use common::{Union, text, tree};
 
 /// The options of the mounts that a test runs in.
-const MOUNTS: [&[&str]; 3] = [&[], &["passthrough=off"], &["metacopy=on"]];
+const MOUNTS: [&[&str]; 3] = [&[], &["passthrough=off"], &["metacopy=on", "io_uring=off"]];
 
 /// Runs `observe` in a plain directory that `setup` filled, and in mounts where it filled the lower or, through
 /// the mount, the upper. All must see the same. No lower changes, and nothing is left in the work directory.

@@ -30,7 +30,8 @@ class Backend:
     """A way to show a stack as one tree."""
 
     name = ""
-    needs_copy = False
+    # An older peer, many times slower: runs the workloads of the chart only, those of few layers, every other round.
+    chart_only = False
 
     def version(self):
         return ""
@@ -140,6 +141,8 @@ class CratesFuseOverlayfs(FuseOverlayfs):
 
 
 class DebianFuseOverlayfs(FuseOverlayfs):
+    chart_only = True
+
     def __init__(self):
         super().__init__("fuse-overlayfs-1", "/usr/bin/fuse-overlayfs")
 
@@ -148,6 +151,7 @@ class DebianFuseOverlayfs(FuseOverlayfs):
 
 
 class UnionfsFuse(Program):
+    chart_only = True
     name = "unionfs-fuse"
     program = "/usr/bin/unionfs-fuse"
 
@@ -235,6 +239,14 @@ def package(program, name):
         subprocess.run(argv, check=False, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     if not shutil.which(program):
         raise Failure(f"the package {name} cannot be installed")
+
+
+def variant(name):
+    """The default build under the name `unionfs:OPTION+OPTION`, with these mount options; None for other names."""
+    base, colon, options = name.partition(":")
+    if base != "unionfs" or not colon or not options:
+        return None
+    return Ours(name, REPO / "target/release/unionfs", options.replace("+", ","))
 
 
 def all_backends(binaries):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from . import system
+
 BASE = "overlayfs"
 
 
@@ -35,6 +37,7 @@ def describe(runner, scenarios, note):
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "filesystem": filesystem(runner.run_dir),
         "overlay_parameters": overlay_parameters(),
+        "fuse_enable_uring": system.uring_is_enabled(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "rounds": runner.rounds,
         "sizes": vars(runner.trees.sizes),
@@ -52,8 +55,14 @@ def cpu_model():
 
 
 def filesystem(path):
+    """The type; of ext4 also whether it has a journal, which fsync(2) and new inodes depend on."""
     done = subprocess.run(["stat", "-f", "-c", "%T", path], check=False, capture_output=True, text=True)
-    return done.stdout.strip()
+    kind = "ext4" if done.stdout.strip() == "ext2/ext3" else done.stdout.strip()
+    source = subprocess.run(["findmnt", "-no", "SOURCE", "-T", path], check=False, capture_output=True, text=True)
+    device = Path(os.path.realpath(source.stdout.strip())).name
+    if kind == "ext4" and not list(Path("/proc/fs/jbd2").glob(f"{device}-*")):
+        kind += " without a journal"
+    return kind
 
 
 def overlay_parameters():

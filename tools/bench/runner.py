@@ -72,6 +72,7 @@ class Runner:
 
     def prepare(self):
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        system.spread_directories(self.run_dir)
         subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", self.probe, PROBE_SOURCE], check=True)
 
     def run(self, scenarios, rounds, wanted, budget=None):
@@ -90,14 +91,19 @@ class Runner:
                 break
             for i, scenario in enumerate(scenarios):
                 done = f"{100 * (turn * len(scenarios) + i) // (rounds * len(scenarios)):3} %, round {turn + 1}"
-                for backend in self.backends:
-                    if (i, backend.name) not in self.given_up:
-                        self.one(i, scenario, backend, f"{done} of {rounds}")
+                # What one leaves behind, in memory or for the disk to do, should not always meet the same next one.
+                for backend in self.backends if turn % 2 == 0 else reversed(self.backends):
+                    if (i, backend.name) not in self.given_up and not (backend.chart_only and turn % 2):
+                        self.one((turn, i), scenario.of(backend), backend, f"{done} of {rounds}")
             self.rounds = turn + 1
 
-    def one(self, number, scenario, backend, done):
+    def one(self, turn_and_number, scenario, backend, done):
         """One round of a scenario on one backend."""
-        place = Place(self.run_dir / f"{number}-{backend.name}", self.trees.stacks[scenario.stack])
+        if not scenario.steps:
+            return
+        turn, number = turn_and_number
+        name = f"{turn}-{number}-{backend.name.replace(':', '-')}"
+        place = Place(self.run_dir / name, self.trees.stacks[scenario.stack])
         at = scenario.steps[0]
         try:
             if scenario.mounts:
@@ -130,7 +136,7 @@ class Runner:
                 backend.unmount(place)
             finally:
                 system.unmount_below(place.top, force=True)
-                remove(place.top)
+                system.remove_large_files(place.top)
 
     def enter(self, scenario, backend, place, again=False):
         """Mounts, or gives a plain directory with copies of what the steps change."""
@@ -167,6 +173,8 @@ class Runner:
             run(f"set -e; {step.before}", ".", quiet=True)
         if step.warm:
             run(step.warm, step.cwd, quiet=True)
+        if step.settle:
+            system.write_back(self.run_dir)
         before = backend.statistics(place)
         seconds, out = run(step.command, step.cwd, quiet=step.by == "clock", codes=step.codes)
         if step.by == "probe":
@@ -196,10 +204,3 @@ def fio_seconds(out):
     if job["error"]:
         raise Failure(f"fio: error {job['error']}")
     return max(job[kind]["runtime"] for kind in ("read", "write")) / 1000
-
-
-def remove(top):
-    """Removes the directories of a mount. What is still mounted there must not be entered."""
-    if system.mounts_below(top):
-        raise Failure(f"something is still mounted below {top}")
-    subprocess.run(["rm", "-rf", "--one-file-system", top], check=False)

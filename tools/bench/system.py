@@ -1,6 +1,9 @@
 """Mount table, mounts by the kernel's own calls, processes with a time limit."""
 
+import array
+import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -153,10 +156,40 @@ def end_group(process, top):
             continue
 
 
+def write_back(top):
+    """Writes back what is below `top`'s filesystem, so that it is not done in the time of what comes next."""
+    subprocess.run(["sync", "-f", top], check=False)
+
+
 def drop_caches(top):
     """Writes back what is below `top`'s filesystem and drops pages, dentries and inodes."""
-    subprocess.run(["sync", "-f", top], check=False)
+    write_back(top)
     Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def spread_directories(top):
+    """Has ext4 put each directory that is made in `top` in a part of the disk of its own (chattr(1), +T): what was
+    freed in another one is not in its way. Elsewhere nothing happens."""
+    get_flags, set_flags, topdir = 0x80086601, 0x40086602, 0x20000
+    fd = os.open(top, os.O_RDONLY)
+    try:
+        flags = array.array("i", [0])
+        fcntl.ioctl(fd, get_flags, flags)
+        flags[0] |= topdir
+        fcntl.ioctl(fd, set_flags, flags)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def remove_large_files(top):
+    """Frees the space of large files below `top`, where nothing may be mounted any more. The small ones stay until the
+    end of the run: see bench-compare."""
+    if mounts_below(top):
+        raise Failure(f"something is still mounted below {top}")
+    subprocess.run(["find", top, "-xdev", "-type", "f", "-size", "+1M", "-delete"], check=False)
+    write_back(top)
 
 
 def process_of(mountpoint):
@@ -179,3 +212,24 @@ def catches(pid, number):
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
+
+
+URING = Path("/sys/module/fuse/parameters/enable_uring")
+
+
+def uring_is_enabled():
+    """Whether the kernel lets requests come over io_uring."""
+    return URING.exists() and URING.read_text().strip() == "Y"
+
+
+@contextlib.contextmanager
+def requests_over_io_uring():
+    """Lets requests come over io_uring meanwhile, where the kernel can."""
+    if not URING.exists() or uring_is_enabled():
+        yield
+        return
+    URING.write_text("Y")
+    try:
+        yield
+    finally:
+        URING.write_text("N")

@@ -1,6 +1,6 @@
 """What is measured. Each workload is a step of a scenario; the steps of a scenario share one mount."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .trees import LAYERS, MIB, MOUNT_LAYERS
 
@@ -29,6 +29,8 @@ class Step:
     chart: bool = False
     # Part of a quick run.
     quick: bool = True
+    # What earlier steps have written is written back before it.
+    settle: bool = True
 
 
 @dataclass
@@ -44,12 +46,26 @@ class Scenario:
     # The mount itself is measured.
     mounts: bool = False
 
+    def of(self, backend):
+        """What of it runs on a backend."""
+        if not backend.chart_only or self.mounts:
+            return self
+        if self.stack in {f"tree-{n}" for n in LAYERS[1:]}:
+            return replace(self, steps=[])
+        steps = list(self.steps)
+        if self.writes:
+            # Later steps build on earlier ones.
+            while steps and not steps[-1].chart:
+                steps.pop()
+        else:
+            steps = [step for step in steps if step.chart]
+        return replace(self, steps=steps)
+
 
 def reads(layers, times, thorough):
     """Walking and reading the tree over some layers."""
     suffix = "" if layers == LAYERS[0] else f", {layers} layers"
     plain = layers == LAYERS[0]
-
 
     def hot(label, what, **options):
         probe = f'"$P" {what} "$T/names"'
@@ -58,12 +74,19 @@ def reads(layers, times, thorough):
     steps = [
         Step(f"find cold{suffix}", "find .", cold=True, chart=True),
         Step(f"find hot{suffix}", "find . . . . .", warm="find .", chart=True),
-        Step(f"ls -lR cold{suffix}", "ls -lR .", cold=True, quick=False),
-        Step(f"ls -lR hot{suffix}", "ls -lR . . .", warm="ls -lR .", quick=False),
-        Step(f"missing name cold{suffix}", '"$P" missing "$T/names" 1', cold=True, by="probe", quick=not plain),
+        *(
+            [
+                Step("ls -lR cold", "ls -lR .", cold=True, quick=False),
+                Step("ls -lR hot", "ls -lR .", warm="ls -lR .", quick=False),
+            ]
+            if plain
+            else []
+        ),
+        Step(f"missing name cold{suffix}", '"$P" missing "$T/names" 1', cold=True, by="probe", quick=layers == LAYERS[1]),
         hot(f"missing name hot{suffix}", "missing", chart=True),
-        hot(f"stat hot{suffix}", "stat", chart=plain, quick=plain),
     ]
+    if plain:
+        steps.append(hot("stat hot", "stat", chart=True))
     for step in steps:
         step.cwd = "tree" if "names" not in step.command else "."
     if plain:
@@ -80,8 +103,8 @@ def reads(layers, times, thorough):
         ]
     if layers == LAYERS[-1] and not thorough:
         return Scenario("", [])
-    if thorough:
-        steps.append(Step(f"open+read+close cold{suffix}", '"$P" open "$T/names" 1', cold=True, by="probe"))
+    if thorough and plain:
+        steps.append(Step("open+read+close cold", '"$P" open "$T/names" 1', cold=True, by="probe"))
     return Scenario(f"tree-{layers}", steps)
 
 
@@ -165,9 +188,9 @@ def fio(kind, block, size, amount, jobs=1, engine="psync", more=()):
 
 def data(big, quick):
     """Reads of a large lower file, writes to and reads of one in the upper."""
-    part = 128 * MIB if quick else 512 * MIB
-    little = 32 * MIB if quick else 128 * MIB
-    upper = big // 2
+    part = 128 * MIB if quick else 256 * MIB
+    little = 32 * MIB if quick else 64 * MIB
+    upper = big // 2 if quick else big // 4
 
     def step(label, args, **options):
         return Step(f"fio {label}", args, by="fio", **options)
@@ -211,11 +234,13 @@ def data(big, quick):
     warm = 'cat "$L/big" >/dev/null'
     append = Step("append to a large lower file", "printf x >>big", before=warm, chart=True)
     chmod = Step("chmod of a large lower file", "chmod 600 big", before=warm, chart=True)
+    chown = Step("chown of a large lower file", "chown 1:1 big", before=warm, quick=False)
     return [
         Scenario("big", lower),
         Scenario("empty", writes, writes=True),
         Scenario("big", [append], changes=("big",)),
         Scenario("big", [chmod], changes=("big",)),
+        Scenario("big", [chown], changes=("big",)),
     ]
 
 
@@ -266,14 +291,14 @@ def mounts():
 
 def all_scenarios(sizes, quick, wanted):
     """Those with workloads that are wanted, in the order in which they run. `wanted`: by the name."""
-    times = max(1, (12_000 if quick else 200_000) // sizes.tree)
+    times = max(1, (12_000 if quick else 40_000) // sizes.tree)
     scenarios = [
         *(reads(layers, times, not quick) for layers in LAYERS),
         *small_files(),
         git(),
         build(),
         *data(sizes.big, quick),
-        *parallel(64 if quick else 512, 500 if quick else 5_000),
+        *parallel(64 if quick else 128, 500 if quick else 1_500),
         *mounts(),
     ]
     for scenario in scenarios:

@@ -60,6 +60,14 @@ impl Adapter {
             return Outcome::Failed(Errno::NOSYS);
         };
         self.stats.count(op);
+        let header = &request.header;
+        tracing::trace!(
+            op = op.name(),
+            node = header.nodeid,
+            pid = header.pid,
+            unique = header.unique,
+            "request"
+        );
         let mut body = Body::new(room);
         // What a panic may have left half done is the state behind the core's locks, which do not
         // poison: the next request sees it, as it would after an error at the same place.

@@ -1,0 +1,2 @@
+# shellcheck shell=bash
+# Programs at work in containers.
