@@ -81,6 +81,8 @@ pub struct MountState {
     pub userxattr: Option<bool>,
     /// Where owners are kept, as `xattr_permissions=` has it.
     pub xattr_permissions: u8,
+    /// Names of the upper that begin with `.wh.` are whiteouts.
+    pub wh_upper: bool,
 }
 
 impl MountState {
@@ -108,6 +110,7 @@ impl MountState {
             data: each(&layers.data)?,
             options: in_force(&config.options),
             userxattr: config.options.userxattr,
+            wh_upper: config.options.wh_upper,
             xattr_permissions: match config.options.permissions {
                 Permissions::Inode => 0,
                 Permissions::Privileged => 1,
@@ -136,7 +139,7 @@ impl MountState {
             1 => Permissions::Privileged,
             _ => Permissions::Inode,
         };
-        Options { userxattr: self.userxattr, permissions, ..Options::default() }
+        Options { userxattr: self.userxattr, permissions, wh_upper: self.wh_upper, ..Options::default() }
     }
 
     /// Whether the process that serves it lives.

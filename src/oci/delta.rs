@@ -408,7 +408,7 @@ impl Walk<'_> {
                 file::list(top.fd()?, |name, _, _| {
                     if !stack.is_mark(UPPER, name) {
                         names.insert(name.to_owned());
-                    } else if let Some(hidden) = crate::format::names::wh_target(name) {
+                    } else if let Some(hidden) = names::wh_target(name) {
                         names.insert(hidden.to_owned());
                     }
                     Ok(())
