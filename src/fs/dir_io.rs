@@ -24,7 +24,11 @@ impl UnionFs {
     /// Those of reading the layers; ENOENT for a removed directory.
     pub fn readdir(&self, ino: u64, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         self.walk(ino, offset, &mut |dir, next, entry| {
-            let ino = match self.told_number(entry) {
+            // A lower file may be one of several names that are told apart only when it is looked at.
+            let told = entry
+                .ino
+                .filter(|_| entry.kind == FileType::Directory || !self.splits_any_links(entry.layer));
+            let ino = match told {
                 Some(ino) => ino,
                 // Gone since it was listed, or not to be read: what it is no longer matters.
                 None => match self.child(dir, &entry.name) {
@@ -36,14 +40,8 @@ impl UnionFs {
         })
     }
 
-    /// The number of an entry, when the listing tells it.
-    fn told_number(&self, entry: &Entry) -> Option<u64> {
-        // A lower file may be one of several names that are told apart only when it is looked at.
-        entry.ino.filter(|_| entry.kind == FileType::Directory || !self.splits_any_links(entry.layer))
-    }
-
-    /// Like [`Self::readdir`], with attributes, of files only with `files`; counts one lookup for each entry that
-    /// fitted and had attributes. `None` for the others, for `.` and `..`, and for entries that cannot be read.
+    /// Like [`Self::readdir`], with attributes; counts one lookup for each entry that fitted and had
+    /// attributes, except `.` and `..`. `None` for those, and for entries that cannot be read.
     ///
     /// # Errors
     /// Those of reading the layers.
@@ -51,18 +49,11 @@ impl UnionFs {
         &self,
         ino: u64,
         offset: u64,
-        files: bool,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Attr>) -> bool,
     ) -> Result<()> {
         self.walk(ino, offset, &mut |dir, next, entry| {
             if entry.name.as_encoded_bytes() == b"." || entry.name.as_encoded_bytes() == b".." {
                 let ino = entry.ino.unwrap_or(ROOT);
-                return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
-            }
-            if !files
-                && entry.kind != FileType::Directory
-                && let Some(ino) = self.told_number(entry)
-            {
                 return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
             }
             let child = self.child(dir, &entry.name);

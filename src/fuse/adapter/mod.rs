@@ -13,7 +13,6 @@ use std::time::Duration;
 use zerocopy::IntoBytes;
 
 use super::message::{Body, Outcome, Request};
-use super::readers::Readers;
 use super::stats::{Op, Stats};
 use super::wire::{self, EntryOut, InvalInodeOut, OutHeader};
 use super::{convert, ioctl};
@@ -31,7 +30,6 @@ pub struct Adapter {
     device: Arc<Device>,
     passthrough: AtomicBool,
     ttl: Ttl,
-    readers: Readers,
 }
 
 impl Adapter {
@@ -43,7 +41,6 @@ impl Adapter {
             device,
             passthrough: passthrough.into(),
             ttl: Ttl::new(options.timeout),
-            readers: Readers::default(),
         }
     }
 
