@@ -80,7 +80,7 @@ case_save_and_load() {
         podman save -q --format "$format" -o "$W/saved.tar" localhost/saved
         podman rmi -f localhost/saved >/dev/null
         podman load -q -i "$W/saved.tar" >/dev/null
-        like_reference built localhost/saved
+        like_built localhost/saved
     done
 }
 
@@ -90,7 +90,7 @@ case_export_and_import() {
     podman export -o "$W/exported.tar" exported
     podman rm exported >/dev/null
     podman import -q "$W/exported.tar" localhost/reimported >/dev/null
-    like_reference built localhost/reimported
+    like_built localhost/reimported
 }
 
 case_image_mount() {
@@ -110,7 +110,7 @@ case_image_diff() {
     local found
     need_built
     found=$(podman diff localhost/built)
-    has "the last step's changes" "C /moved/renamed/two" "$found"
+    has_one "the last step's changes" "$found" "C /moved/renamed/two" "D /moved/renamed/two"
     has "the last step's changes" "D /copied" "$found"
     has_not "the last step's changes" "C /suid" "$found"
 }
@@ -126,5 +126,5 @@ case_skopeo_and_umoci() {
     [[ $WHO == root ]] || return 0
     timeout 60 umoci unpack --image "$W/oci2:t" "$W/bundle" >/dev/null
     container=$(cd "$W/bundle/rootfs" && chroot . sh -s <"$SCRIPTS/manifest.sh")
-    diff -u "$SHARED/built.manifest" - <<<"$container" || fail "umoci unpacks another tree"
+    manifest_of localhost/built | diff -u - <(say "$container") || fail "umoci unpacks another tree"
 }

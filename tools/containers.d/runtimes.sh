@@ -51,6 +51,8 @@ in_own_mounts() {
 
 # Three layers below an upper: the image, a change of it, a whiteout.
 make_layers() {
+    # overlayfs leaves a directory that nobody may enter.
+    chmod -R u+rwX "$W/work" 2>/dev/null || true
     rm -rf "$W/upper" "$W/work" "$W/layer1" "$W/layer2" "$W/layer3" "$W/tree"
     mkdir -p "$W/upper" "$W/work" "$W/layer1" "$W/layer2/etc" "$W/layer3/tree/b" "$W/tree"
     tar -C "$W/layer1" -xf "$SHARED/base.tar"

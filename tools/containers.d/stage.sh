@@ -94,10 +94,28 @@ make_context() {
 
 # Every object of an image, with type, mode, owner, size, links and content.
 manifest_of() {
-    podman run --rm -i "$1" sh -s <"$SCRIPTS/manifest.sh"
+    podman run --rm -i "$@" sh -s <"$SCRIPTS/manifest.sh"
 }
 
 like_reference() {
     manifest_of "$2" >"$W/manifest" || fail "cannot look into $2"
     diff -u "$SHARED/$1.manifest" "$W/manifest" || fail "the image is not what the same steps make of a plain directory"
+}
+
+# That an image is still what was built, which the cases that build compare with a plain directory.
+like_built() {
+    [[ -s $W/built ]] || manifest_of localhost/built >"$W/built" || fail "cannot look into localhost/built"
+    manifest_of "$@" >"$W/manifest" || fail "cannot look into it"
+    diff -u "$W/built" "$W/manifest" || fail "it is not what was built"
+}
+
+# has_one WHAT TEXT LINE...: engines tell of some changes in one way or another.
+has_one() {
+    local what=$1 text=$2 line
+    shift 2
+    for line in "$@"; do
+        ! grep -qxF -- "$line" <<<"$text" || return 0
+    done
+    say "$text"
+    fail "$what: none of the lines '$*'"
 }
