@@ -8,7 +8,10 @@ pub use rustix::io::Errno;
 /// The result of a request.
 pub type Result<T> = std::result::Result<T, Errno>;
 
-/// Why a mount could not be made or ended. Each message is one sentence that names the path or the
+/// The result of what a command does.
+pub type Outcome<T> = std::result::Result<T, MountError>;
+
+/// Why a command could not do its work, mounting first of all. Each message is one sentence that names the path or the
 /// option and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {

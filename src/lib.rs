@@ -11,7 +11,7 @@
 //! | 3 | [`copy_up`], [`node`] |
 //! | 4 | [`edit`] |
 //! | 5 | [`fs`] |
-//! | 6 | [`fuse`] |
+//! | 6 | [`fuse`], [`oci`], [`inspect`] |
 //! | 7 | [`cli`] |
 
 pub mod cli;
@@ -22,7 +22,9 @@ pub mod error;
 pub mod format;
 pub mod fs;
 pub mod fuse;
+pub mod inspect;
 pub mod layer;
 pub mod merge;
 pub mod node;
+pub mod oci;
 pub mod sys;

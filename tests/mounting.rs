@@ -210,6 +210,25 @@ fn statistics_on_a_signal() {
     assert_eq!(get(u.at("d/f")), "content", "the mount goes on");
 }
 
+#[test]
+fn files_of_a_read_only_mount_are_read_by_the_kernel() {
+    need_unionfs!();
+    let mut u = Union::new(1);
+    put(u.lower(0, "d/f"), "content");
+    let log = u.dir().join("log");
+    u = u.option(&format!("log={}", log.display())).option("ro");
+    u.mount();
+    for _ in 0..2 {
+        assert_eq!(get(u.at("d/f")), "content");
+    }
+    let pid = rustix::process::Pid::from_raw(daemon_of(&u.mnt()).unwrap().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    assert!(wait_for(Duration::from_secs(5), || get(&log).contains("\nrequests ")), "{}", get(&log));
+    let text = get(&log);
+    let passed = text.lines().any(|l| l == "passthrough 1");
+    assert_eq!(text.lines().any(|l| l.starts_with("request read ")), !passed, "{text}");
+}
+
 /// Whether the kernel lets requests come over io_uring.
 fn uring_is_enabled() -> bool {
     std::fs::read_to_string("/sys/module/fuse/parameters/enable_uring").is_ok_and(|text| text.trim() == "Y")

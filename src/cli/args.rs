@@ -31,6 +31,18 @@ pub enum Command {
     /// Unmount a tree
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+    /// Keep images: import, mount, commit and export them
+    Image(super::image::ImageArgs),
+    /// List the live mounts
+    List(super::list::ListArgs),
+    /// Show the layers, options and statistics of a mount, or what serves a path in it
+    Inspect(super::inspect::InspectArgs),
+    /// Show what the upper layer of a mount, or one without a mount, has changed
+    Diff(super::diff::DiffArgs),
+    /// Write what an upper layer has changed as a layer of an image
+    Commit(super::commit::CommitArgs),
+    /// Make a directory to be mounted from a layer of an image
+    Apply(super::apply::ApplyArgs),
     /// Show a union filesystem at work, on sample layers in a temporary directory
     #[command(after_help = "Example:
   unionfs demo

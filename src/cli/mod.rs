@@ -1,15 +1,24 @@
 //! The command line.
 
+mod apply;
 mod args;
+mod commit;
 mod demo;
+mod diff;
 mod generate;
 mod helper;
 mod ids;
+mod image;
+mod inspect;
 pub mod layer_list;
+mod layers;
+mod list;
 mod logging;
 mod made;
 mod mount;
 pub mod options;
+mod progress;
+mod record;
 mod run;
 mod umount;
 mod volume;
@@ -32,6 +41,12 @@ pub fn run() -> ExitCode {
         args::Command::Demo => demo::run(),
         args::Command::Run(args) => return run::run(args),
         args::Command::Generate(args) => generate::run(&args),
+        args::Command::Apply(args) => apply::run(&args),
+        args::Command::Commit(args) => commit::run(&args),
+        args::Command::Image(args) => image::run(args),
+        args::Command::List(args) => list::run(&args),
+        args::Command::Inspect(args) => inspect::run(&args),
+        args::Command::Diff(args) => diff::run(&args),
     })
 }
 
@@ -43,6 +58,11 @@ fn end(result: Result<(), MountError>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells the user something that is no failure.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "unionfs: {line}");
 }
 
 /// Tells the user what went wrong. That standard error may be closed is no reason to fail otherwise.

@@ -13,11 +13,13 @@ use super::layer_list::{Lowers, split_layers};
 use super::logging;
 use super::made::Made;
 use super::options::{self, NamedLayers};
+use super::record;
 use crate::config::{LayerPaths, MountConfig};
 use crate::error::{Errno, MountError};
 use crate::format::mountinfo;
 use crate::fuse::mounts;
 use crate::fuse::session::{self, Mounted, Stopper};
+use crate::inspect::state::Recorded;
 use crate::layer::claim;
 use crate::sys::process::{self, Fork};
 
@@ -120,6 +122,8 @@ pub(super) fn daemon(start: Start, reporter: process::Reporter) -> ! {
 struct Served {
     mounted: Mounted,
     signals: Signals,
+    /// Where others find out about it.
+    recorded: Option<Recorded>,
 }
 
 /// Where statistics are written that SIGUSR1 asks for.
@@ -127,11 +131,13 @@ type Statistics = Box<dyn Write + Send>;
 
 /// Serves until the end, and then ends the process' hold on the layers at once.
 fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
-    let Served { mounted, mut signals } = served;
+    let Served { mounted, mut signals, recorded } = served;
     let (stopper, report) = (mounted.stopper(), mounted.report());
+    let ended = recorded.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             if signal != SIGUSR1 {
+                record::forget(ended.as_ref());
                 stop(&stopper);
             }
             // In one piece: others write to the log as well.
@@ -141,6 +147,7 @@ fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
         }
     })?;
     let result = mounted.run();
+    record::forget(recorded.as_ref());
     match &result {
         // Workers that are still busy do not matter, nobody waits for their answers.
         Ok(()) => std::process::exit(0),
@@ -240,9 +247,11 @@ fn prepare(start: Start) -> Result<Served, MountError> {
     claim.check_mount_point(&config.mountpoint)?;
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])
         .map_err(|e| MountError::System(format!("cannot catch signals: {e}")))?;
+    let state = record::prepare(&config);
     let mounted = session::mount(&config, claim)?;
     made.keep();
-    Ok(Served { mounted, signals })
+    let recorded = record::record(state, &mounted);
+    Ok(Served { mounted, signals, recorded })
 }
 
 /// Refuses a mount point that has a mount of ours already. Goes by the mount table alone, since a mount

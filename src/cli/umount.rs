@@ -32,7 +32,10 @@ pub fn run(args: &UmountArgs) -> Result<(), MountError> {
 }
 
 /// The path of the mount in the mount table. The mount itself is not touched: its daemon may be dead.
-fn find(path: &Path) -> Result<PathBuf, MountError> {
+///
+/// # Errors
+/// What has no mount of ours on it.
+pub fn find(path: &Path) -> Result<PathBuf, MountError> {
     let table = mounts::table().map_err(|e| {
         MountError::path("mount table", "/proc/self/mountinfo", format!("cannot be read: {e}"))
     })?;

@@ -113,7 +113,10 @@ impl UnionFs {
             let is_known =
                 self.chmods.load(Ordering::Acquire) == chmods && self.stack.owner_attribute(layer).is_none();
             let now = if is_known { st } else { self.stack.stat(layer, &*fd)? };
-            let allowed = in_place && !self.noatime && !now.has_setid();
+            // A lower file may be copied up while it is open, and all handles of an inode must have one backing file.
+            // In a mount without writes it stays what it is.
+            let stays = in_place || !self.stack.is_writable();
+            let allowed = stays && !self.noatime && !now.has_setid();
             let (backing, keep_cache) = io.open(allowed, real.contains(OFlags::RDWR), || make(fd.as_fd()));
             let stray = maps && backing.is_some() && io.set_mappable();
             if in_place {

@@ -184,6 +184,11 @@ impl Mounted {
         self.stopper.clone()
     }
 
+    /// Its number in the mount table, if it was found there.
+    pub fn id(&self) -> Option<u64> {
+        self.stopper.id
+    }
+
     /// The statistics of this mount, also for another thread.
     pub fn report(&self) -> Report {
         self.report.clone()

@@ -39,27 +39,27 @@ pub struct Claim {
 
 /// The directories of a mount by role.
 #[derive(Debug)]
-struct Directories<T> {
-    lowers: Vec<T>,
-    data: Vec<T>,
-    init: Option<T>,
-    upper: Option<T>,
+pub(super) struct Directories<T> {
+    pub(super) lowers: Vec<T>,
+    pub(super) data: Vec<T>,
+    pub(super) init: Option<T>,
+    pub(super) upper: Option<T>,
     work: Option<T>,
     init_work: Option<T>,
 }
 
 /// A directory that was found.
 #[derive(Debug, Clone)]
-struct Located {
+pub(super) struct Located {
     what: &'static str,
     path: PathBuf,
     place: Place,
 }
 
 #[derive(Debug)]
-struct Opened {
-    at: Located,
-    fd: OwnedFd,
+pub(super) struct Opened {
+    pub(super) at: Located,
+    pub(super) fd: OwnedFd,
 }
 
 impl Claim {
@@ -108,7 +108,7 @@ impl<T> Directories<T> {
         self.lowers.iter().chain(&self.data)
     }
 
-    fn map<U>(&self, mut f: impl FnMut(&T) -> U) -> Directories<U> {
+    pub(super) fn map<U>(&self, mut f: impl FnMut(&T) -> U) -> Directories<U> {
         Directories {
             lowers: self.lowers.iter().map(&mut f).collect(),
             data: self.data.iter().map(&mut f).collect(),
@@ -224,7 +224,7 @@ fn errno(e: &std::io::Error) -> Errno {
     Errno::from_io_error(e).unwrap_or(Errno::IO)
 }
 
-fn open(layers: &LayerPaths) -> Result<Directories<Opened>, MountError> {
+pub(super) fn open(layers: &LayerPaths) -> Result<Directories<Opened>, MountError> {
     let count = layers.lowers.len() + layers.data.len();
     if layers.lowers.is_empty() || count > MAX_LOWERS {
         let reason = format!("{count} lower layers are named; name 1 to {MAX_LOWERS}");
@@ -270,7 +270,7 @@ fn check_apart(a: &Located, b: &Located) -> Result<(), MountError> {
 
 /// A changed layer must not be part of one that is read: changes would appear twice, or in a layer that
 /// must not change.
-fn check_stacking(at: &Directories<Located>) -> Result<(), MountError> {
+pub(super) fn check_stacking(at: &Directories<Located>) -> Result<(), MountError> {
     // The kernel's overlayfs answers ELOOP to a lower that is named twice.
     let mut seen: HashMap<FileId, &Located> = HashMap::new();
     for lower in at.read_only() {

@@ -5,6 +5,7 @@ pub mod claim;
 pub mod dir;
 pub mod fd_cache;
 pub mod identity;
+pub mod look;
 pub mod marks;
 pub mod owner;
 pub mod stack;

@@ -90,6 +90,20 @@ impl Stack {
     /// # Errors
     /// Those of preparing the work directory.
     pub fn open(fds: LayerFds, options: &Options) -> Result<Self> {
+        Self::assemble(fds, None, options)
+    }
+
+    /// Builds a stack in which nothing can be changed, yet the upper counts as what it is: its names that
+    /// begin with `.wh.` are names. `fds` has no upper of its own.
+    ///
+    /// # Errors
+    /// Those of reading the layers' roots.
+    pub fn open_unchanged(upper: OwnedFd, fds: LayerFds, options: &Options) -> Result<Self> {
+        let private = mount::clone_read_only(&upper).ok().unwrap_or(upper);
+        Self::assemble(fds, Some(private), options)
+    }
+
+    fn assemble(fds: LayerFds, unchanged_upper: Option<OwnedFd>, options: &Options) -> Result<Self> {
         let userxattr = options.userxattr;
         let cache = Arc::new(FdCache::new(fd_budget()));
         let identity = Identity::default();
@@ -126,6 +140,8 @@ impl Stack {
         if let Some((upper, workdir)) = fds.upper {
             push(Role::Upper, upper, false)?;
             work = Some(WorkDir::open(workdir, &cache, userxattr)?);
+        } else if let Some(upper) = unchanged_upper {
+            push(Role::Upper, upper, false)?;
         }
         if let Some(init) = fds.init {
             push(Role::Init, init, false)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 
-use crate::error::Result;
+use crate::error::{Errno, Result};
 use crate::format::names::{Mark, Namespace};
 use crate::layer::dir::Dir;
 use crate::sys::cred::{self, Caller};
@@ -32,6 +32,15 @@ impl Writable {
     /// A descriptor of the directory.
     pub fn fd(&self) -> Result<Arc<OwnedFd>> {
         self.0.fd()
+    }
+
+    /// The directory `name` in it, which may be changed as well.
+    ///
+    /// # Errors
+    /// ENOENT when there is none, ENOTDIR for anything else.
+    pub fn below(&self, name: &OsStr) -> Result<Self> {
+        let st = file::stat_at(self.fd()?, name)?;
+        if st.is_dir() { Ok(Self(Dir::below(&self.0, name, &st))) } else { Err(Errno::NOTDIR) }
     }
 
     /// Creates and opens a regular file as `caller`.

@@ -45,7 +45,7 @@ pub struct DirFound {
 }
 
 /// Anything but a directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Other {
     /// The directory that holds the name.
     pub dir: Arc<Dir>,
@@ -355,8 +355,16 @@ pub fn hidden_below(stack: &Stack, parts: &Parts, layer: LayerId, name: &OsStr) 
 
 /// The root directory's parts: those of all layers, down to the first that is opaque.
 pub fn root(stack: &Stack) -> Result<DirFound> {
+    root_from(stack, 0)
+}
+
+/// The root directory as the layers from `first` down make it.
+///
+/// # Errors
+/// ENOENT when there are none; those of reading the layers.
+pub fn root_from(stack: &Stack, first: LayerId) -> Result<DirFound> {
     let mut found: Option<DirFound> = None;
-    for root in stack.roots() {
+    for root in stack.roots().skip(usize::from(first)) {
         let mut marks = marks::read(root.fd()?, stack.namespace())?;
         marks.opaque |= stack.has_wh_names(root.layer()) && marks::has_wh_opaque(root.fd()?)?;
         if marks.impure {

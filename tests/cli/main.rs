@@ -16,7 +16,7 @@ use stage::*;
 #[test]
 fn help_has_examples() {
     let stage = Stage::new();
-    for command in ["mount", "umount", "demo", "run"] {
+    for command in ["mount", "umount", "demo", "run", "diff", "commit", "apply", "image", "list", "inspect"] {
         let outcome = stage.run(&[command, "--help"]);
         assert_eq!(outcome.code, Some(0));
         assert!(outcome.stdout.contains(&format!("  unionfs {command}")), "{}", outcome.stdout);

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
 };
-use tempfile::TempDir;
+pub use tempfile::TempDir;
 
 /// Leaves the test, saying why, where mounting is not possible.
 #[macro_export]

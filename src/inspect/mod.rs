@@ -1,0 +1,5 @@
+//! What is known of live mounts from outside of them: their state on disk, and what serves a path.
+
+pub mod control;
+pub mod path;
+pub mod state;

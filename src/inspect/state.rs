@@ -1,0 +1,335 @@
+//! The state of live mounts: a file for each in `/run/unionfs`, or in `$XDG_RUNTIME_DIR/unionfs` for a mount without
+//! root. It belongs to the process that serves the mount; when that is gone, the next reader removes the file.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{LayerPaths, MountConfig, Options, Permissions, RedirectDir};
+use crate::sys::cred;
+
+/// The form of the file. Files of another form are left alone.
+pub const VERSION: u32 = 1;
+
+const SYSTEM: &str = "/run/unionfs";
+const OF_USERS: &str = "/run/user";
+const SUBDIRECTORY: &str = "unionfs";
+
+/// A path in JSON: a text, or numbers where it is not UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Text {
+    /// A path in UTF-8.
+    Text(String),
+    /// The bytes of any other.
+    Bytes(Vec<u8>),
+}
+
+impl From<&Path> for Text {
+    fn from(path: &Path) -> Self {
+        match path.to_str() {
+            Some(text) => Self::Text(text.to_owned()),
+            None => Self::Bytes(path.as_os_str().as_bytes().to_vec()),
+        }
+    }
+}
+
+impl From<&Text> for PathBuf {
+    fn from(text: &Text) -> Self {
+        match text {
+            Text::Text(text) => text.into(),
+            Text::Bytes(bytes) => OsString::from_vec(bytes.clone()).into(),
+        }
+    }
+}
+
+/// A live mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountState {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The process that serves it.
+    pub pid: u32,
+    /// When that started, in clock ticks since boot (proc_pid_stat(5)): another process with its number has another
+    /// time.
+    pub started: u64,
+    /// Since when it is mounted: seconds since 1970.
+    pub since: u64,
+    /// Its number in the mount table of that process, if it is known.
+    pub mount_id: Option<u64>,
+    /// Where it is mounted.
+    pub mountpoint: Text,
+    /// The upper.
+    pub upper: Option<Text>,
+    /// The work directory of the upper.
+    pub work: Option<Text>,
+    /// The init layer.
+    pub init: Option<Text>,
+    /// The lowers, topmost first.
+    pub lowers: Vec<Text>,
+    /// Data-only lowers.
+    pub data: Vec<Text>,
+    /// Options in force, as `-o` takes them.
+    pub options: Vec<String>,
+    /// Private attributes in `user.overlay.`, when that was asked for.
+    pub userxattr: Option<bool>,
+    /// Where owners are kept, as `xattr_permissions=` has it.
+    pub xattr_permissions: u8,
+    /// Names of the upper that begin with `.wh.` are whiteouts.
+    pub wh_upper: bool,
+}
+
+impl MountState {
+    /// The state of a mount that this process is about to make. Not to be called later: the mount may lie over a
+    /// layer, and does not answer before it is served.
+    ///
+    /// # Errors
+    /// Those of resolving the paths and of reading /proc.
+    pub fn new(config: &MountConfig) -> io::Result<Self> {
+        let pid = std::process::id();
+        let resolve = |path: &PathBuf| Ok::<Text, io::Error>(Text::from(&*path.canonicalize()?));
+        let each = |paths: &[PathBuf]| paths.iter().map(resolve).collect::<io::Result<Vec<_>>>();
+        let layers = &config.layers;
+        Ok(Self {
+            version: VERSION,
+            pid,
+            started: start_of(pid).ok_or(io::ErrorKind::NotFound)?,
+            since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            mount_id: None,
+            mountpoint: Text::from(&*config.mountpoint.canonicalize()?),
+            upper: layers.upper.as_ref().map(resolve).transpose()?,
+            work: layers.work.as_ref().map(resolve).transpose()?,
+            init: layers.init.as_ref().map(resolve).transpose()?,
+            lowers: each(&layers.lowers)?,
+            data: each(&layers.data)?,
+            options: in_force(&config.options),
+            userxattr: config.options.userxattr,
+            wh_upper: config.options.wh_upper,
+            xattr_permissions: match config.options.permissions {
+                Permissions::Inode => 0,
+                Permissions::Privileged => 1,
+                Permissions::Containers => 2,
+            },
+        })
+    }
+
+    /// The layers as a mount takes them.
+    pub fn layers(&self) -> LayerPaths {
+        let one = |text: &Option<Text>| text.as_ref().map(PathBuf::from);
+        LayerPaths {
+            lowers: self.lowers.iter().map(PathBuf::from).collect(),
+            data: self.data.iter().map(PathBuf::from).collect(),
+            init: one(&self.init),
+            upper: one(&self.upper),
+            work: one(&self.work),
+            init_work: None,
+        }
+    }
+
+    /// The options that say how the layers are to be read.
+    pub fn reading(&self) -> Options {
+        let permissions = match self.xattr_permissions {
+            2 => Permissions::Containers,
+            1 => Permissions::Privileged,
+            _ => Permissions::Inode,
+        };
+        Options { userxattr: self.userxattr, permissions, wh_upper: self.wh_upper, ..Options::default() }
+    }
+
+    /// Whether the process that serves it lives.
+    fn is_live(&self) -> bool {
+        start_of(self.pid) == Some(self.started)
+    }
+}
+
+/// The options that are not as they are by default.
+fn in_force(options: &Options) -> Vec<String> {
+    let default = Options::default();
+    let mut all = Vec::new();
+    for (name, on) in [
+        ("ro", options.read_only),
+        ("volatile", options.volatile),
+        ("nodev", options.nodev),
+        ("nosuid", options.nosuid),
+        ("noexec", options.noexec),
+        ("sync", options.sync),
+        ("nodiratime", options.nodiratime),
+        ("dirsync", options.dirsync),
+    ] {
+        if on {
+            all.push(name.to_owned());
+        }
+    }
+    for (name, on, default) in [
+        ("passthrough", options.passthrough, default.passthrough),
+        ("metacopy", options.metacopy, default.metacopy),
+        ("index", options.index, default.index),
+    ] {
+        if on != default {
+            all.push(format!("{name}={}", if on { "on" } else { "off" }));
+        }
+    }
+    match options.permissions {
+        Permissions::Inode => {}
+        Permissions::Privileged => all.push("xattr_permissions=1".into()),
+        Permissions::Containers => all.push("xattr_permissions=2".into()),
+    }
+    match options.redirect_dir {
+        RedirectDir::On => {}
+        RedirectDir::Follow => all.push("redirect_dir=follow".into()),
+        RedirectDir::NoFollow => all.push("redirect_dir=nofollow".into()),
+    }
+    if let Some(threads) = options.threads {
+        all.push(format!("threads={threads}"));
+    }
+    if let Some(timeout) = options.timeout {
+        all.push(format!("timeout={}", timeout.as_secs_f64()));
+    }
+    all
+}
+
+/// When a process started, in clock ticks since boot; `None` when there is none.
+fn start_of(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may contain anything, a parenthesis too.
+    let (_, rest) = stat.rsplit_once(')')?;
+    // Field 22; the first one behind the name is field 3.
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    // A zombie serves nothing any more.
+    if fields.first() == Some(&"Z") { None } else { fields.get(19)?.parse().ok() }
+}
+
+/// Where this user's state lies; `None` where there is no place for it.
+fn own_directory() -> Option<PathBuf> {
+    // The root of a user namespace is another user to the system's directories.
+    if cred::is_host_admin() {
+        return Some(SYSTEM.into());
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)?;
+    runtime.is_absolute().then(|| runtime.join(SUBDIRECTORY))
+}
+
+/// All places that this user can look into: the system's and the own one; root sees those of all users.
+fn directories() -> Vec<PathBuf> {
+    let mut all = vec![PathBuf::from(SYSTEM)];
+    if cred::is_host_admin() {
+        let users = fs::read_dir(OF_USERS).into_iter().flatten().flatten();
+        all.extend(users.map(|user| user.path().join(SUBDIRECTORY)));
+    }
+    all.extend(own_directory().filter(|own| own != Path::new(SYSTEM)));
+    all
+}
+
+/// A state on disk, with the socket beside it.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    file: PathBuf,
+}
+
+impl Recorded {
+    /// The path of the mount's control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.file.with_extension("sock")
+    }
+
+    /// The mount has ended.
+    pub fn remove(&self) {
+        for path in [&self.file, &self.socket()] {
+            if let Err(e) = fs::remove_file(path)
+                && e.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!("left behind: {}: {e}", path.display());
+            }
+        }
+    }
+}
+
+/// Records the state of a mount, whole or not at all. `None` where there is no place for it.
+///
+/// # Errors
+/// Those of writing.
+pub fn record(state: &MountState) -> io::Result<Option<Recorded>> {
+    let Some(dir) = own_directory() else { return Ok(None) };
+    match fs::create_dir(&dir) {
+        // Whatever the umask is.
+        Ok(()) => fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e),
+    }
+    let mut file = tempfile::Builder::new()
+        .prefix(".")
+        .permissions(fs::Permissions::from_mode(0o644))
+        .tempfile_in(&dir)?;
+    serde_json::to_writer(&mut file, state)?;
+    file.flush()?;
+    let path = dir.join(format!("{}.json", state.pid));
+    file.persist(&path).map_err(|e| e.error)?;
+    Ok(Some(Recorded { file: path }))
+}
+
+/// The states of all live mounts, by mount point. What the dead have left is removed where that is permitted.
+pub fn all() -> Vec<MountState> {
+    let mut states: Vec<MountState> = entries().into_iter().map(|(_, state)| state).collect();
+    states.sort_by_key(|s| (PathBuf::from(&s.mountpoint), s.since));
+    states
+}
+
+fn entries() -> Vec<(Recorded, MountState)> {
+    let mut found = Vec::new();
+    let own = own_directory();
+    for dir in directories() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension() != Some(OsStr::new("json")) {
+                continue;
+            }
+            let Ok(bytes) = fs::read(&path) else { continue };
+            // One of another version, perhaps of a program newer than this.
+            let Ok(state) = serde_json::from_slice::<MountState>(&bytes) else { continue };
+            if state.version != VERSION {
+                continue;
+            }
+            let recorded = Recorded { file: path };
+            if state.is_live() {
+                found.push((recorded, state));
+            } else if own.as_ref() == Some(&dir) {
+                recorded.remove();
+            }
+        }
+    }
+    found
+}
+
+/// The mount at exactly this path, absolute and without symlinks; the last one if there are several.
+pub fn at(mountpoint: &Path) -> Option<(Recorded, MountState)> {
+    let here = |(_, s): &(Recorded, MountState)| PathBuf::from(&s.mountpoint) == mountpoint;
+    entries().into_iter().filter(here).max_by_key(|(_, s)| (s.since, s.mount_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_are_told_apart() {
+        let own = start_of(std::process::id()).unwrap();
+        assert!(own > 0);
+        assert_eq!(start_of(u32::MAX - 1), None);
+    }
+
+    #[test]
+    fn paths_that_are_no_text() {
+        let odd = OsString::from_vec(vec![b'/', 0xff]);
+        for path in [Path::new("/a b"), Path::new(&odd)] {
+            let json = serde_json::to_string(&Text::from(path)).unwrap();
+            let back: Text = serde_json::from_str(&json).unwrap();
+            assert_eq!(PathBuf::from(&back), path);
+        }
+    }
+}

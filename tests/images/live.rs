@@ -1,0 +1,110 @@
+//! What live mounts tell of themselves.
+
+use std::path::Path;
+
+use crate::common::files::*;
+use crate::common::{Union, daemon_of, run, text, unionfs, wait_for};
+use crate::need_unionfs;
+
+fn json(args: &[&Path]) -> serde_json::Value {
+    let out = unionfs().args(args).output().unwrap();
+    assert!(out.status.success(), "{args:?}: {}", text(&out));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+fn listed(mnt: &Path) -> Option<serde_json::Value> {
+    let all = json(&[Path::new("list"), Path::new("--json")]);
+    all.as_array().unwrap().iter().find(|m| m["mountpoint"] == mnt.to_str().unwrap()).cloned()
+}
+
+#[test]
+fn mounts_are_listed_while_they_live() {
+    need_unionfs!();
+    let mut union = Union::new(2).with_init().option("metacopy=on").mounted();
+    let mnt = union.mnt();
+    let state = listed(&mnt).unwrap();
+    assert_eq!(state["pid"], daemon_of(&mnt).unwrap());
+    assert_eq!(state["upper"], union.upper("").canonicalize().unwrap().to_str().unwrap());
+    assert_eq!(state["lowers"].as_array().unwrap().len(), 2);
+    assert_eq!(state["options"], serde_json::json!(["metacopy=on"]));
+    let table = run(env!("CARGO_BIN_EXE_unionfs"), &["list".as_ref()]);
+    assert!(table.starts_with("MOUNTPOINT") && table.contains(mnt.to_str().unwrap()), "{table}");
+    union.unmount();
+    assert_eq!(listed(&mnt), None);
+}
+
+#[test]
+fn what_a_killed_daemon_leaves_is_removed() {
+    need_unionfs!();
+    let mut union = Union::new(1).mounted();
+    let pid = daemon_of(&union.mnt()).unwrap();
+    let files = [format!("/run/unionfs/{pid}.json"), format!("/run/unionfs/{pid}.sock")];
+    assert!(files.iter().all(exists));
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid as i32).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    assert!(
+        wait_for(std::time::Duration::from_secs(10), || !Path::new(&format!("/proc/{pid}/root")).exists())
+    );
+    // Another test may have looked as well.
+    assert_eq!(listed(&union.mnt()), None);
+    assert!(!files.iter().any(exists));
+    union.unmount();
+}
+
+#[test]
+fn diff_and_commit_find_the_layers_of_a_mount() {
+    need_unionfs!();
+    let union = Union::new(1).with_init();
+    put(union.lower(0, "file"), "x");
+    let union = union.mounted();
+    put(union.at("file"), "y");
+    let out = unionfs().arg("diff").arg(union.mnt()).output().unwrap();
+    assert_eq!(text(&out), "C /file\n");
+    let archive = union.dir().join("layer.tar");
+    let out = unionfs().arg("commit").arg("-o").arg(&archive).arg(union.mnt()).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(run("tar", &["-tf".as_ref(), archive.as_ref()]), "file\n");
+    let out = unionfs().arg("diff").arg(union.dir()).output().unwrap();
+    assert!(!out.status.success() && text(&out).contains("has no unionfs mounted"), "{}", text(&out));
+}
+
+#[test]
+fn inspects_mounts_and_paths() {
+    need_unionfs!();
+    let union = Union::new(2).with_init();
+    put(union.lower(1, "etc/passwd"), "below");
+    put(union.lower(1, "etc/group"), "below");
+    put(union.lower(1, "usr/lib/x"), "below");
+    put(union.lower(0, "etc/passwd"), "above");
+    put(union.init("etc/hosts"), "init");
+    let union = union.mounted();
+    put(union.at("etc/passwd"), "changed");
+    std::fs::remove_file(union.at("etc/group")).unwrap();
+    std::fs::rename(union.at("usr/lib"), union.at("moved")).unwrap();
+    let mount = json(&[Path::new("inspect"), Path::new("--json"), &union.mnt()]);
+    let roles: Vec<&str> =
+        mount["layers"].as_array().unwrap().iter().map(|l| l["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["rw", "init", "ro", "ro"]);
+    assert!(mount["statistics"]["request rename"].as_f64().unwrap() >= 1.0, "{mount}");
+    let lines = |path: &str| {
+        let out = unionfs().arg("inspect").arg(union.at(path)).output().unwrap();
+        let said = text(&out).replace(union.dir().canonicalize().unwrap().to_str().unwrap(), "");
+        said.lines().map(|l| l.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        lines("etc/passwd"),
+        ["0 rw seen file /upper/etc/passwd", "2 ro - file /l0/etc/passwd", "3 ro - file /l1/etc/passwd"]
+    );
+    assert_eq!(lines("etc/group"), ["0 rw - whiteout /upper/etc/group", "3 ro - file /l1/etc/group"]);
+    assert_eq!(lines("etc/hosts"), ["1 init seen file /init/etc/hosts"]);
+    assert_eq!(
+        lines("moved"),
+        ["0 rw seen directory /upper/moved, below at /usr/lib", "3 ro seen directory /l1/usr/lib"]
+    );
+    assert_eq!(lines("none"), ["layer has anything of it"]);
+    let out = unionfs().arg("inspect").arg("/etc/passwd").output().unwrap();
+    assert!(!out.status.success() && text(&out).contains("lies in no unionfs mount"), "{}", text(&out));
+}
