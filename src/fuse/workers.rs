@@ -24,6 +24,8 @@ use crate::sys::ring::{Arrived, Ring};
 const ASIDE: usize = 16 << 10;
 /// How long forgotten inodes are gathered: while nobody reads the device, the kernel has nobody to wake.
 const GATHER: Duration = Duration::from_millis(2);
+/// A request to forget of so many bytes, 16 for each inode, brings many.
+const MANY_FORGOTTEN: usize = 1024;
 /// Where the kernel tells which CPUs there may ever be: it has as many queues.
 const POSSIBLE_CPUS: &str = "/sys/devices/system/cpu/possible";
 
@@ -96,7 +98,8 @@ impl Workers {
             {
                 tracing::debug!("an answer was refused: {e}");
             }
-            if !rest.is_zero() {
+            // Many at a time are no reason to wait for more: each may hold a descriptor.
+            if !rest.is_zero() && length < MANY_FORGOTTEN {
                 thread::sleep(rest);
             }
         }
@@ -104,6 +107,7 @@ impl Workers {
 
     /// What still comes by the device when the rest comes over io_uring.
     fn forget_in_batches(&self) -> io::Result<()> {
+        favour_this_thread();
         self.serve_device(&self.device, GATHER)
     }
 
