@@ -162,6 +162,8 @@ fn supervise(
     let verdict = match process::split() {
         Ok(Fork::Parent(verdict)) => verdict,
         Ok(Fork::Child(reporter)) => {
+            // When this program is killed, nobody else would end the command, whose tree is gone then.
+            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
             let (status, message) = become_command(mounted, bindings, &command);
             reporter.failed(&message);
             // No destructors: the mount is the parent's.

@@ -147,6 +147,8 @@ fn signals_reach_the_command() {
             assert_eq!(wait(&mut child, "run").code(), Some(end));
         } else {
             child.wait().unwrap();
+            // Nor does the command go on: nobody has its output open.
+            std::io::Read::read_to_end(child.stdout.as_mut().unwrap(), &mut Vec::new()).unwrap();
         }
         // Also when nobody is left to unmount.
         stage.wait_until("the daemon ends", |stage| stage.daemons().is_empty());
