@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::thread::CpuSet;
 use zerocopy::IntoBytes;
 
@@ -24,8 +25,9 @@ use crate::sys::ring::{Arrived, Ring};
 const ASIDE: usize = 16 << 10;
 /// How long forgotten inodes are gathered: while nobody reads the device, the kernel has nobody to wake.
 const GATHER: Duration = Duration::from_millis(2);
-/// A request to forget of so many bytes, 16 for each inode, brings many.
-const MANY_FORGOTTEN: usize = 1024;
+/// So many threads forget. That of a removed file is its end in the layer, which may wait for the disk, while others
+/// go on to remove files: each holds a descriptor until then.
+const FORGETTERS: usize = 4;
 /// Where the kernel tells which CPUs there may ever be: it has as many queues.
 const POSSIBLE_CPUS: &str = "/sys/devices/system/cpu/possible";
 
@@ -59,30 +61,34 @@ impl Workers {
     /// A failure of the connection.
     pub fn run(self, ring: bool) -> io::Result<()> {
         let crew = Arc::new(self);
+        let mut turn = None;
         if ring {
             match crew.start_teams() {
-                Ok(()) => return crew.forget_in_batches(),
+                Ok(()) => turn = Some(Arc::new(Mutex::new(()))),
                 // The kernel then sends all by the device (`fuse_uring_cmd`).
                 Err(e) => tracing::warn!("requests do not come over io_uring: {e}"),
             }
         }
-        for number in 1..crew.threads {
-            let mate = Arc::clone(&crew);
+        let readers = if turn.is_some() { FORGETTERS } else { crew.threads };
+        for number in 1..readers {
+            let (mate, turn) = (Arc::clone(&crew), turn.clone());
             thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 let own = mate.device.another();
-                if let Err(e) = mate.serve_device(own.as_ref().unwrap_or(&mate.device), Duration::ZERO) {
+                if let Err(e) = mate.serve_device(own.as_ref().unwrap_or(&mate.device), turn.as_deref()) {
                     tracing::error!("a worker ends: {e}");
                 }
             })?;
         }
-        crew.serve_device(&crew.device, Duration::ZERO)
+        crew.serve_device(&crew.device, turn.as_deref())
     }
 
-    /// Serves from the device: after each request not before `rest` has passed.
-    fn serve_device(&self, device: &Device, rest: Duration) -> io::Result<()> {
+    /// Serves from the device. `turn`: what comes there is only to be forgotten; who has the turn reads it, and gathers
+    /// before he passes the turn on.
+    fn serve_device(&self, device: &Device, turn: Option<&Mutex<()>>) -> io::Result<()> {
         let mut input = vec![0; REQUEST_ROOM];
         let mut output = vec![0; MAX_WRITE];
         loop {
+            let turn = turn.map(Mutex::lock);
             let length = match device.read(&mut input) {
                 Ok(length) => length,
                 Err(Errno::NODEV) => return Ok(()),
@@ -90,6 +96,10 @@ impl Workers {
                 Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => continue,
                 Err(e) => return Err(e.into()),
             };
+            if turn.is_some() {
+                thread::sleep(GATHER);
+            }
+            drop(turn);
             let Ok(request) = Request::parse(&input[..length]) else { continue };
             let outcome = self.adapter.serve(&request, &mut output);
             if let Some((header, body)) = outcome.header(request.header.unique)
@@ -98,17 +108,7 @@ impl Workers {
             {
                 tracing::debug!("an answer was refused: {e}");
             }
-            // Many at a time are no reason to wait for more: each may hold a descriptor.
-            if !rest.is_zero() && length < MANY_FORGOTTEN {
-                thread::sleep(rest);
-            }
         }
-    }
-
-    /// What still comes by the device when the rest comes over io_uring.
-    fn forget_in_batches(&self) -> io::Result<()> {
-        favour_this_thread();
-        self.serve_device(&self.device, GATHER)
     }
 
     /// Starts one worker for each queue.
