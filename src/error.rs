@@ -5,6 +5,11 @@ use std::path::PathBuf;
 /// The error of a request: the errno that the caller of the system call gets.
 pub use rustix::io::Errno;
 
+/// The errno of an error of the standard library; EIO for one that has none.
+pub fn errno(e: &std::io::Error) -> Errno {
+    Errno::from_io_error(e).unwrap_or(Errno::IO)
+}
+
 /// The result of a request.
 pub type Result<T> = std::result::Result<T, Errno>;
 

@@ -186,6 +186,16 @@ fn foreground_ends_on_a_signal() {
     }
 }
 
+/// Asks a mount for its statistics, for the nth time; gives its log then.
+fn ask_for_statistics(u: &Union, log: &Path, times: usize) -> String {
+    let pid = daemon_of(&u.mnt()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    let totals = || get(log).lines().filter(|l| l.starts_with("requests ")).count();
+    assert!(wait_for(Duration::from_secs(5), || totals() == times), "{}", get(log));
+    get(log)
+}
+
 #[test]
 fn statistics_on_a_signal() {
     need_unionfs!();
@@ -195,14 +205,8 @@ fn statistics_on_a_signal() {
     u = u.option(&format!("log={}", log.display()));
     u.mount();
     get(u.at("d/f"));
-    let pid = daemon_of(&u.mnt()).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-    for times in 1..=2 {
-        rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
-        let totals = || get(&log).lines().filter(|l| l.starts_with("requests ")).count();
-        assert!(wait_for(Duration::from_secs(5), || totals() == times), "{}", get(&log));
-    }
-    let text = get(&log);
+    ask_for_statistics(&u, &log, 1);
+    let text = ask_for_statistics(&u, &log, 2);
     assert!(text.contains("io_uring ") && text.contains("passthrough "), "{text}");
     for line in ["nodes ", "resident_kib ", "request lookup ", "request open 1"] {
         assert!(text.lines().any(|l| l.starts_with(line)), "no line {line:?} in:\n{text}");
@@ -221,10 +225,7 @@ fn files_of_a_read_only_mount_are_read_by_the_kernel() {
     for _ in 0..2 {
         assert_eq!(get(u.at("d/f")), "content");
     }
-    let pid = rustix::process::Pid::from_raw(daemon_of(&u.mnt()).unwrap().cast_signed()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
-    assert!(wait_for(Duration::from_secs(5), || get(&log).contains("\nrequests ")), "{}", get(&log));
-    let text = get(&log);
+    let text = ask_for_statistics(&u, &log, 1);
     let passed = text.lines().any(|l| l == "passthrough 1");
     assert_eq!(text.lines().any(|l| l.starts_with("request read ")), !passed, "{text}");
 }

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use crate::error::{Errno, Result};
+use crate::error::{Result, errno};
 use crate::sys::namespace;
 use crate::sys::process::{self, Fork};
 
@@ -37,8 +37,7 @@ fn is_empty(map: &str) -> bool {
 }
 
 fn write(file: &str, text: &str) -> Result<()> {
-    std::fs::write(format!("/proc/self/{file}"), text)
-        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+    std::fs::write(format!("/proc/self/{file}"), text).map_err(|e| errno(&e))
 }
 
 /// A process that stays outside, to map the ids from there once this one is in its namespace.

@@ -13,7 +13,7 @@ use super::args::MountArgs;
 use super::commit::stored;
 use super::diff::printed_all;
 use super::layer_list::join_layers;
-use super::layers::state_of;
+use super::layers::of_mount;
 use super::made::Made;
 use super::mount;
 use super::progress::Progress;
@@ -295,15 +295,7 @@ fn commit_image(
     message: Option<String>,
     mtime: Option<u32>,
 ) -> Outcome<()> {
-    let (_, state) = state_of(mountpoint)?;
-    let layers = state.layers();
-    if layers.upper.is_none() {
-        return Err(MountError::path(
-            "mount point",
-            mountpoint,
-            "has no upper layer, so nothing can have changed",
-        ));
-    }
+    let (layers, options) = of_mount(mountpoint)?;
     let resolved =
         |paths: Vec<PathBuf>| paths.iter().map(|p| p.canonicalize().ok()).collect::<Option<Vec<_>>>();
     let own = |image: &Image| {
@@ -314,7 +306,6 @@ fn commit_image(
             "has no image of this store mounted; mount one by unionfs image mount, or use unionfs commit";
         return Err(MountError::path("mount point", mountpoint, reason));
     };
-    let options = state.reading();
     let changes = Upper::open(&layers, &options)?.changes()?;
     let watch = Progress::bars();
     watch.begin("writing", Some(commit::content_size(&changes)));

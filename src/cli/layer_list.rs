@@ -120,6 +120,14 @@ pub fn join_layers<'a>(layers: impl IntoIterator<Item = &'a OsStr>) -> OsString 
     OsString::from_vec(list)
 }
 
+/// The name of the work directory of a layer called `name`, unless another is given.
+pub fn work_name(name: &OsStr) -> OsString {
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(".work");
+    hidden
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::layer_list::{Lowers, split_layers};
+use super::layer_list::{Lowers, split_layers, work_name};
 use super::umount;
 use crate::config::{LayerPaths, Options};
 use crate::error::{MountError, Outcome};
@@ -84,7 +84,11 @@ pub fn state_of(mountpoint: &Path) -> Outcome<(Recorded, MountState)> {
     })
 }
 
-fn of_mount(mountpoint: &Path) -> Outcome<(LayerPaths, Options)> {
+/// The layers of a mount that has an upper, and how to read them.
+///
+/// # Errors
+/// Those of [`state_of`]; a mount without an upper.
+pub fn of_mount(mountpoint: &Path) -> Outcome<(LayerPaths, Options)> {
     let (_, state) = state_of(mountpoint)?;
     let layers = state.layers();
     if layers.upper.is_none() {
@@ -100,8 +104,5 @@ fn of_mount(mountpoint: &Path) -> Outcome<(LayerPaths, Options)> {
 /// Where a mount of this upper keeps its work directory unless told otherwise, if it is there.
 fn default_work(upper: &Path) -> Option<PathBuf> {
     let real = upper.canonicalize().ok()?;
-    let mut hidden = OsString::from(".");
-    hidden.push(real.file_name()?);
-    hidden.push(".work");
-    Some(real.parent()?.join(hidden)).filter(|work| work.is_dir())
+    Some(real.parent()?.join(work_name(real.file_name()?))).filter(|work| work.is_dir())
 }

@@ -9,13 +9,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::args::MountArgs;
-use super::layer_list::{Lowers, split_layers};
+use super::layer_list::{Lowers, split_layers, work_name};
 use super::logging;
 use super::made::Made;
 use super::options::{self, NamedLayers};
 use super::record;
 use crate::config::{LayerPaths, MountConfig};
-use crate::error::{Errno, MountError};
+use crate::error::{MountError, errno};
 use crate::format::mountinfo;
 use crate::fuse::mounts;
 use crate::fuse::session::{self, Mounted, Stopper};
@@ -288,15 +288,10 @@ fn choose_work(layers: &mut LayerPaths, made: &mut Made) -> Result<(), MountErro
 
 /// The work directory `.NAME.work` beside the layer `NAME`; both must be on one mount.
 fn sibling(what: &'static str, layer: &Path, advice: &str) -> Result<PathBuf, MountError> {
-    let real = layer
-        .canonicalize()
-        .map_err(|e| claim::explain(what, layer, Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+    let real = layer.canonicalize().map_err(|e| claim::explain(what, layer, errno(&e)))?;
     let beside = match (real.parent(), real.file_name()) {
         (Some(parent), Some(name)) if claim::share_mount(what, parent, &real)? => {
-            let mut hidden = OsString::from(".");
-            hidden.push(name);
-            hidden.push(".work");
-            Some(parent.join(hidden))
+            Some(parent.join(work_name(name)))
         }
         _ => None,
     };

@@ -22,6 +22,36 @@ pub struct Range {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranges(Vec<Range>);
 
+impl Ranges {
+    /// Adds a range behind the others.
+    pub fn push(&mut self, range: Range) {
+        self.0.push(range);
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The number of the mount for one of the layers, by the first range that has it.
+    pub fn shown(&self, id: u32) -> Option<u32> {
+        self.find(id, |range| (range.layer, range.shown))
+    }
+
+    /// The number of the layers for one of the mount, by the first range that has it.
+    pub fn stored(&self, id: u32) -> Option<u32> {
+        self.find(id, |range| (range.shown, range.layer))
+    }
+
+    fn find(&self, id: u32, ends: impl Fn(&Range) -> (u32, u32)) -> Option<u32> {
+        self.0.iter().find_map(|range| {
+            let (from, to) = ends(range);
+            let offset = id.checked_sub(from).filter(|offset| *offset < range.len)?;
+            to.checked_add(offset)
+        })
+    }
+}
+
 impl FromStr for Ranges {
     type Err = ();
 
@@ -39,21 +69,21 @@ impl FromStr for Ranges {
 /// How one kind of owner, users or groups, is translated. By default nothing is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdMap {
-    ranges: Vec<Range>,
+    ranges: Ranges,
     squash: Option<u32>,
     overflow: u32,
 }
 
 impl Default for IdMap {
     fn default() -> Self {
-        Self { ranges: Vec::new(), squash: None, overflow: DEFAULT_OVERFLOW }
+        Self { ranges: Ranges::default(), squash: None, overflow: DEFAULT_OVERFLOW }
     }
 }
 
 impl IdMap {
     /// A translation by `ranges`; by none, numbers stay as they are.
     pub fn new(ranges: Ranges, squash: Option<u32>, overflow: u32) -> Self {
-        Self { ranges: ranges.0, squash, overflow }
+        Self { ranges, squash, overflow }
     }
 
     /// Whether every number stays as it is.
@@ -64,25 +94,17 @@ impl IdMap {
     /// The number that the mount shows for one of the layers: the one that all are squashed to, or that of
     /// the first range that has it, or the overflow one.
     pub fn shown(&self, id: u32) -> u32 {
-        if let Some(all) = self.squash { all } else { self.translate(id, |range| (range.layer, range.shown)) }
+        self.squash.unwrap_or_else(|| self.translated(id, self.ranges.shown(id)))
     }
 
     /// The number that the layers keep for one of the mount. Squashing is for showing alone: what a caller
     /// makes belongs to the caller.
     pub fn stored(&self, id: u32) -> u32 {
-        self.translate(id, |range| (range.shown, range.layer))
+        self.translated(id, self.ranges.stored(id))
     }
 
-    fn translate(&self, id: u32, ends: impl Fn(&Range) -> (u32, u32)) -> u32 {
-        if self.ranges.is_empty() {
-            return id;
-        }
-        let found = self.ranges.iter().find_map(|range| {
-            let (from, to) = ends(range);
-            let offset = id.checked_sub(from).filter(|offset| *offset < range.len)?;
-            to.checked_add(offset)
-        });
-        found.unwrap_or(self.overflow)
+    fn translated(&self, id: u32, found: Option<u32>) -> u32 {
+        if self.ranges.is_empty() { id } else { found.unwrap_or(self.overflow) }
     }
 }
 

@@ -8,6 +8,7 @@ use super::message::Outcome;
 use super::wire::{self, InHeader, InitIn, InitOut, init};
 use crate::error::Errno;
 use crate::sys::fuse::Device;
+use crate::sys::ring;
 
 /// The largest write request, and with it the largest read, in bytes.
 pub const MAX_WRITE: usize = 1 << 20;
@@ -40,10 +41,7 @@ const CAPABILITIES: u64 = init::ASYNC_READ
     | init::NO_OPENDIR_SUPPORT
     | init::ASYNC_DIO
     | init::EXPORT_SUPPORT
-    | init::MAX_PAGES
-    | init::SPLICE_READ
-    | init::SPLICE_WRITE
-    | init::SPLICE_MOVE;
+    | init::MAX_PAGES;
 
 /// What a mount would like beyond what all have.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +90,10 @@ pub fn shake(device: &Device, wanted: Wanted) -> io::Result<Wanted> {
             wire::OLDEST_MINOR
         )));
     }
-    let (agreed, reply) = agree(&offer, wanted);
+    let (mut agreed, mut reply) = agree(&offer, wanted);
+    if agreed.ring && !ring::is_permitted() {
+        (agreed, reply) = agree(&offer, Wanted { ring: false, ..wanted });
+    }
     answer(device, &header, &reply)?;
     tracing::debug!(offered = ?offer, ?agreed, "handshake with the kernel");
     Ok(agreed)

@@ -27,8 +27,6 @@ use crate::sys::cred;
 use crate::sys::fuse::Device;
 use crate::sys::mount::FuseMount;
 
-/// The device that a FUSE daemon talks to the kernel through.
-const DEVICE: &str = "/dev/fuse";
 /// The source in the mount table unless `fsname=` says otherwise.
 const DEFAULT_SOURCE: &str = "unionfs";
 
@@ -60,23 +58,19 @@ pub struct Stopper {
 /// # Errors
 /// A sentence that says what is missing.
 pub fn check_device() -> Result<(), MountError> {
-    let reason = match std::fs::OpenOptions::new().read(true).write(true).open(DEVICE) {
+    let reason = match Device::open() {
         Ok(_) => return Ok(()),
-        Err(e) => match Errno::from_io_error(&e) {
-            Some(Errno::NOENT) => {
-                "does not exist; load the kernel module (modprobe fuse) or give the container the device"
-                    .to_owned()
-            }
-            Some(Errno::NODEV | Errno::NXIO) => {
-                "has no driver; load the kernel module (modprobe fuse)".to_owned()
-            }
-            Some(Errno::ACCESS | Errno::PERM) => {
-                "may not be opened by this user; run as root or allow the device".to_owned()
-            }
-            _ => format!("cannot be opened: {e}"),
-        },
+        Err(Errno::NOENT) => {
+            "does not exist; load the kernel module (modprobe fuse) or give the container the device"
+                .to_owned()
+        }
+        Err(Errno::NODEV | Errno::NXIO) => "has no driver; load the kernel module (modprobe fuse)".to_owned(),
+        Err(Errno::ACCESS | Errno::PERM) => {
+            "may not be opened by this user; run as root or allow the device".to_owned()
+        }
+        Err(e) => format!("cannot be opened: {e}"),
     };
-    Err(MountError::path("device", DEVICE, reason))
+    Err(MountError::path("device", sys::fuse::DEVICE, reason))
 }
 
 /// Opens the layers (which must have passed [`crate::layer::claim`]), mounts at `config.mountpoint`.
@@ -122,7 +116,7 @@ fn open_connection(at: &Path, options: &Options) -> Result<(Arc<Device>, Wanted)
     let device = Arc::new(Device::new(connect::connect(at, &request)?));
     let wanted = Wanted {
         passthrough: options.passthrough && cred::is_host_admin(),
-        ring: options.io_uring != IoUring::Off && sys::ring::is_permitted(),
+        ring: options.io_uring != IoUring::Off,
         acl: options.acl,
     };
     let agreed = handshake::shake(&device, wanted)

@@ -129,9 +129,6 @@ pub mod init {
     pub const EXPORT_SUPPORT: u64 = 1 << 4;
     pub const BIG_WRITES: u64 = 1 << 5;
     pub const DONT_MASK: u64 = 1 << 6;
-    pub const SPLICE_WRITE: u64 = 1 << 7;
-    pub const SPLICE_MOVE: u64 = 1 << 8;
-    pub const SPLICE_READ: u64 = 1 << 9;
     pub const HAS_IOCTL_DIR: u64 = 1 << 11;
     pub const DO_READDIRPLUS: u64 = 1 << 13;
     pub const READDIRPLUS_AUTO: u64 = 1 << 14;

@@ -16,7 +16,7 @@ use super::adapter::Adapter;
 use super::handshake::{MAX_WRITE, REQUEST_ROOM};
 use super::message::{Outcome, Request};
 use super::wire::OutHeader;
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Result, errno};
 use crate::sys::fuse::Device;
 use crate::sys::ring::{Arrived, Ring};
 
@@ -162,11 +162,7 @@ impl Workers {
                 Err(e) => tracing::warn!("a worker ends: {e}"),
             }
         };
-        thread::Builder::new()
-            .name(name)
-            .spawn(work)
-            .map(drop)
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::AGAIN))
+        thread::Builder::new().name(name).spawn(work).map(drop).map_err(|e| errno(&e))
     }
 
     /// Serves from a ring until the connection ends.
@@ -192,21 +188,19 @@ impl Workers {
     /// Serves the request in a place of a ring; gives the length of the answer's body.
     fn serve_place(&self, arrived: Arrived<'_>, aside: &mut [u8]) -> usize {
         let Arrived { header, fixed, payload, length } = arrived;
+        let serve = |rest: &[u8], room: &mut [u8]| match Request::new(header, fixed, rest) {
+            Ok(request) => (request.header.unique, self.adapter.serve(&request, room)),
+            Err(e) => (0, Outcome::Failed(e)),
+        };
         let (unique, outcome) = if length <= aside.len() {
             aside[..length].copy_from_slice(&payload[..length]);
-            match Request::new(header, fixed, &aside[..length]) {
-                Ok(request) => (request.header.unique, self.adapter.serve(&request, payload)),
-                Err(e) => (0, Outcome::Failed(e)),
-            }
+            serve(&aside[..length], payload)
         } else {
-            let (unique, outcome) = match Request::new(header, fixed, &payload[..length]) {
-                Ok(request) => (request.header.unique, self.adapter.serve(&request, aside)),
-                Err(e) => (0, Outcome::Failed(e)),
-            };
-            if let Outcome::Done(body) = outcome {
+            let served = serve(&payload[..length], aside);
+            if let (_, Outcome::Done(body)) = served {
                 payload[..body].copy_from_slice(&aside[..body]);
             }
-            (unique, outcome)
+            served
         };
         // Each request in a ring has an answer.
         let (answer, body) = outcome.header(unique).unwrap_or((OutHeader { len: 16, error: 0, unique }, 0));
@@ -240,8 +234,7 @@ fn favour_this_thread() {
 
 /// How many CPUs there may ever be.
 fn possible_cpus() -> Result<u16> {
-    let text =
-        std::fs::read_to_string(POSSIBLE_CPUS).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    let text = std::fs::read_to_string(POSSIBLE_CPUS).map_err(|e| errno(&e))?;
     highest_in_list(&text).and_then(|highest| highest.checked_add(1)).ok_or(Errno::INVAL)
 }
 

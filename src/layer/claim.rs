@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use crate::config::{LayerPaths, MAX_LOWERS};
-use crate::error::{Errno, MountError};
+use crate::error::{Errno, MountError, errno};
 use crate::layer::stack::LayerFds;
 use crate::sys::mount;
 use crate::sys::place::{self, FileId, Place};
@@ -218,10 +218,6 @@ pub fn explain(what: &'static str, path: &Path, errno: Errno) -> MountError {
         other => format!("cannot be used: {other}"),
     };
     MountError::path(what, path, reason)
-}
-
-fn errno(e: &std::io::Error) -> Errno {
-    Errno::from_io_error(e).unwrap_or(Errno::IO)
 }
 
 pub(super) fn open(layers: &LayerPaths) -> Result<Directories<Opened>, MountError> {

@@ -19,7 +19,7 @@ use super::tar::{Fault, Limits, Reader};
 use super::unpack::Unpack;
 use super::{Watch, Watched};
 use crate::config::Options;
-use crate::error::{Errno, MountError, Outcome};
+use crate::error::{Errno, MountError, Outcome, errno};
 use crate::layer::claim::explain;
 use crate::layer::fd_cache::FdCache;
 use crate::layer::stack::{LayerFds, Stack};
@@ -148,10 +148,6 @@ impl Drop for Staging {
             }
         }
     }
-}
-
-fn errno(e: &std::io::Error) -> Errno {
-    Errno::from_io_error(e).unwrap_or(Errno::IO)
 }
 
 fn complain_busy(target: &Path) -> MountError {

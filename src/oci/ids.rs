@@ -1,15 +1,10 @@
 //! Owners of an image's files on this machine.
 
+use crate::config::ids::{Range, Ranges};
+
 /// Ranges of numbers in an image and the ranges that they are on this machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct IdMap(Vec<Range>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Range {
-    image: u32,
-    host: u32,
-    count: u32,
-}
+pub struct IdMap(Ranges);
 
 impl IdMap {
     /// Adds a range, written `IMAGE:HOST:COUNT` as in user_namespaces(7).
@@ -24,20 +19,14 @@ impl IdMap {
         if count == 0 || image.checked_add(count).is_none() || host.checked_add(count).is_none() {
             return Err("is an impossible range; numbers go up to 4294967294, and COUNT is at least 1");
         }
-        self.0.push(Range { image, host, count });
+        self.0.push(Range { layer: image, shown: host, len: count });
         Ok(())
     }
 
     /// The number on this machine. Without any range all stay as they are; with ranges, `None` for what is
     /// in none of them.
     pub fn host(&self, id: u32) -> Option<u32> {
-        if self.0.is_empty() {
-            return Some(id);
-        }
-        self.0.iter().find_map(|r| {
-            let offset = id.checked_sub(r.image).filter(|offset| *offset < r.count)?;
-            Some(r.host + offset)
-        })
+        if self.0.is_empty() { Some(id) } else { self.0.shown(id) }
     }
 }
 

@@ -9,6 +9,9 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::Result;
 
+/// Where the device is.
+pub const DEVICE: &str = "/dev/fuse";
+
 /// `FUSE_DEV_IOC_CLONE`: makes a freshly opened device one more way to a connection.
 const CLONE: libc::c_ulong = 0x8004_e500;
 /// `FUSE_DEV_IOC_BACKING_OPEN`
@@ -39,7 +42,7 @@ impl Device {
     /// # Errors
     /// Those of open(2).
     pub fn open() -> Result<OwnedFd> {
-        rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
     }
 
     /// One more way to the same connection: readers of different ways wait for each other less.

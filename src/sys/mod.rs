@@ -25,7 +25,7 @@ pub type Backing = std::sync::Arc<dyn std::any::Any + Send + Sync>;
 
 /// The error of the libc call that just failed.
 fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+    crate::error::errno(&std::io::Error::last_os_error())
 }
 
 /// The path of a descriptor below /proc/self/fd, or of an entry of the directory it refers to.

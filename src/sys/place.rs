@@ -10,7 +10,7 @@ use rustix::fs::{
 
 use super::mount;
 
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Result, errno};
 
 /// Device and inode number.
 pub type FileId = (u64, u64);
@@ -63,7 +63,7 @@ pub fn detach(dirs: &[&OwnedFd]) -> Result<Vec<OwnedFd>> {
         .iter()
         .map(|dir| std::fs::read_link(super::proc_path(dir.as_fd(), None)))
         .collect::<std::io::Result<Vec<_>>>()
-        .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        .map_err(|e| errno(&e))?;
     let first = paths.first().ok_or(Errno::INVAL)?;
     let shared = first.ancestors().find(|above| paths.iter().all(|path| path.starts_with(above)));
     let shared = shared.ok_or(Errno::NOENT)?;

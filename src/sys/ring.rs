@@ -11,7 +11,7 @@ use std::sync::Arc;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::fuse::Device;
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Result, errno};
 
 /// `FUSE_IO_URING_CMD_REGISTER`
 const REGISTER: u32 = 1;
@@ -67,11 +67,16 @@ pub struct Arrived<'a> {
 
 /// Whether this process may use io_uring at all (`kernel.io_uring_disabled`, seccomp filters).
 pub fn is_permitted() -> bool {
+    build(1).is_ok()
+}
+
+fn build(entries: u32) -> Result<IoUring<squeue::Entry128, cqueue::Entry>> {
     IoUring::<squeue::Entry128, cqueue::Entry>::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
-        .build(1)
-        .is_ok()
+        .dontfork()
+        .build(entries)
+        .map_err(|e| errno(&e))
 }
 
 impl std::fmt::Debug for Ring {
@@ -88,12 +93,7 @@ impl Ring {
     /// EPERM where io_uring is forbidden (`kernel.io_uring_disabled`), ENOSYS, EINVAL on old kernels, ENOMEM.
     pub fn new(device: Arc<Device>, queues: &[u16], room: usize) -> Result<Self> {
         let entries = u32::try_from(queues.len().max(1)).map_err(|_| Errno::INVAL)?;
-        let ring = IoUring::<squeue::Entry128, cqueue::Entry>::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .dontfork()
-            .build(entries.next_power_of_two())
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let ring = build(entries.next_power_of_two())?;
         let slots = queues
             .iter()
             .map(|queue| {
@@ -148,7 +148,7 @@ impl Ring {
         for index in 0..self.slots.len() {
             self.push(index, REGISTER)?;
         }
-        self.ring.submit().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        self.ring.submit().map_err(|e| errno(&e))?;
         // A refusal is reported at once.
         let refused = self.ring.completion().find(|done| done.result() < 0);
         refused.map_or(Ok(()), |done| Err(Errno::from_raw_os_error(-done.result())))
@@ -169,7 +169,7 @@ impl Ring {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
                 Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
-                Err(e) => return Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+                Err(e) => return Err(errno(&e)),
             }
         }
     }

@@ -7,7 +7,6 @@ mod objects;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
@@ -28,20 +27,14 @@ pub struct Adapter {
     fs: Arc<UnionFs>,
     stats: Arc<Stats>,
     device: Arc<Device>,
-    passthrough: AtomicBool,
+    passthrough: bool,
     ttl: Ttl,
 }
 
 impl Adapter {
     /// An adapter for the connection behind `device`. `passthrough`: the kernel agreed to do I/O by itself.
     pub fn new(fs: Arc<UnionFs>, device: Arc<Device>, passthrough: bool, options: &Options) -> Self {
-        Self {
-            fs,
-            stats: Arc::default(),
-            device,
-            passthrough: passthrough.into(),
-            ttl: Ttl::new(options.timeout),
-        }
+        Self { fs, stats: Arc::default(), device, passthrough, ttl: Ttl::new(options.timeout) }
     }
 
     /// Counts of the requests served.
@@ -136,7 +129,7 @@ impl Adapter {
 
     /// Makes a file known to the kernel for I/O without us. `None`: it goes through us.
     fn make_backing(&self, fd: BorrowedFd<'_>) -> Option<Backing> {
-        if !self.passthrough.load(Ordering::Relaxed) {
+        if !self.passthrough {
             return None;
         }
         // The kernel keeps the credentials of this moment for all I/O on the file. Without
@@ -144,11 +137,6 @@ impl Adapter {
         // user; with it they would survive a write by anybody.
         match cred::without_fsetid(|| BackingFile::open(&self.device, fd)) {
             Ok(Ok(file)) => Some(Arc::new(file)),
-            Ok(Err(Errno::PERM)) => {
-                tracing::info!("passthrough is not permitted");
-                self.passthrough.store(false, Ordering::Relaxed);
-                None
-            }
             Ok(Err(err)) => {
                 tracing::debug!(%err, "no passthrough for a file");
                 None
