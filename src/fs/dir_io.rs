@@ -24,11 +24,7 @@ impl UnionFs {
     /// Those of reading the layers; ENOENT for a removed directory.
     pub fn readdir(&self, ino: u64, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         self.walk(ino, offset, &mut |dir, next, entry| {
-            // A lower file may be one of several names that are told apart only when it is looked at.
-            let told = entry
-                .ino
-                .filter(|_| entry.kind == FileType::Directory || !self.splits_any_links(entry.layer));
-            let ino = match told {
+            let ino = match self.told_number(entry) {
                 Some(ino) => ino,
                 // Gone since it was listed, or not to be read: what it is no longer matters.
                 None => match self.child(dir, &entry.name) {
@@ -40,8 +36,14 @@ impl UnionFs {
         })
     }
 
-    /// Like [`Self::readdir`], with attributes; counts one lookup for each entry that fitted and had
-    /// attributes, except `.` and `..`. `None` for those, and for entries that cannot be read.
+    /// The number of an entry, when the listing tells it.
+    fn told_number(&self, entry: &Entry) -> Option<u64> {
+        // A lower file may be one of several names that are told apart only when it is looked at.
+        entry.ino.filter(|_| entry.kind == FileType::Directory || !self.splits_any_links(entry.layer))
+    }
+
+    /// Like [`Self::readdir`], with attributes, of files only with `files`; counts one lookup for each entry that
+    /// fitted and had attributes. `None` for the others, for `.` and `..`, and for entries that cannot be read.
     ///
     /// # Errors
     /// Those of reading the layers.
@@ -49,11 +51,18 @@ impl UnionFs {
         &self,
         ino: u64,
         offset: u64,
+        files: bool,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Attr>) -> bool,
     ) -> Result<()> {
         self.walk(ino, offset, &mut |dir, next, entry| {
             if entry.name.as_encoded_bytes() == b"." || entry.name.as_encoded_bytes() == b".." {
                 let ino = entry.ino.unwrap_or(ROOT);
+                return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
+            }
+            if !files
+                && entry.kind != FileType::Directory
+                && let Some(ino) = self.told_number(entry)
+            {
                 return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
             }
             let child = self.child(dir, &entry.name);

@@ -7,6 +7,7 @@ mod handshake;
 mod ioctl;
 mod message;
 pub mod mounts;
+mod readers;
 pub mod report;
 pub mod session;
 pub mod stats;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use zerocopy::IntoBytes;
 
 use super::message::{Body, Outcome, Request};
+use super::readers::Readers;
 use super::stats::{Op, Stats};
 use super::wire::{self, EntryOut, InvalInodeOut, OutHeader};
 use super::{convert, ioctl};
@@ -29,12 +30,20 @@ pub struct Adapter {
     device: Arc<Device>,
     passthrough: bool,
     ttl: Ttl,
+    readers: Readers,
 }
 
 impl Adapter {
     /// An adapter for the connection behind `device`. `passthrough`: the kernel agreed to do I/O by itself.
     pub fn new(fs: Arc<UnionFs>, device: Arc<Device>, passthrough: bool, options: &Options) -> Self {
-        Self { fs, stats: Arc::default(), device, passthrough, ttl: Ttl::new(options.timeout) }
+        Self {
+            fs,
+            stats: Arc::default(),
+            device,
+            passthrough,
+            ttl: Ttl::new(options.timeout),
+            readers: Readers::default(),
+        }
     }
 
     /// Counts of the requests served.
