@@ -8,9 +8,11 @@ use rustix::fs::FileType;
 
 use super::{Attr, DirEntry, ROOT, UnionFs};
 use crate::error::{Errno, Result};
+use crate::layer::stack::Role;
 use crate::merge::listing::{self, Entry};
 use crate::node::Node;
 use crate::node::listings::{END, Place};
+use crate::sys::file;
 
 /// `.` and `..` come before the entries.
 const DOTS: usize = 2;
@@ -24,7 +26,7 @@ impl UnionFs {
     /// Those of reading the layers; ENOENT for a removed directory.
     pub fn readdir(&self, ino: u64, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         self.walk(ino, offset, &mut |dir, next, entry| {
-            let ino = match self.told_number(entry) {
+            let ino = match self.told_number(dir, entry) {
                 Some(ino) => ino,
                 // Gone since it was listed, or not to be read: what it is no longer matters.
                 None => match self.child(dir, &entry.name) {
@@ -37,9 +39,22 @@ impl UnionFs {
     }
 
     /// The number of an entry, when the listing tells it.
-    fn told_number(&self, entry: &Entry) -> Option<u64> {
-        // A lower file may be one of several names that are told apart only when it is looked at.
-        entry.ino.filter(|_| entry.kind == FileType::Directory || !self.splits_any_links(entry.layer))
+    fn told_number(&self, dir: &Node, entry: &Entry) -> Option<u64> {
+        let ino = entry.ino?;
+        if entry.kind == FileType::Directory {
+            return Some(ino);
+        }
+        // A lower file may be one of several names that are told apart only when it is looked at. An upper one with
+        // several may have an origin wherever others have put them: they do not mark directories.
+        let is_told = match self.stack.role(entry.layer) {
+            Role::Upper => {
+                let part = dir.part(entry.layer)?;
+                file::stat_at(part.fd().ok()?, &entry.name).is_ok_and(|st| st.nlink == 1)
+            }
+            Role::Lower => !self.splits_any_links(entry.layer),
+            Role::Init => true,
+        };
+        is_told.then_some(ino)
     }
 
     /// Like [`Self::readdir`], with attributes, of files only with `files`; counts one lookup for each entry that
@@ -61,7 +76,7 @@ impl UnionFs {
             }
             if !files
                 && entry.kind != FileType::Directory
-                && let Some(ino) = self.told_number(entry)
+                && let Some(ino) = self.told_number(dir, entry)
             {
                 return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
             }
