@@ -1,7 +1,9 @@
 //! readdir, readdirplus, fsyncdir. Directories are not opened: what a reader has begun to read is found again by
 //! the place where he goes on.
 
+use std::collections::{HashMap, hash_map};
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::FileType;
@@ -12,8 +14,10 @@ use crate::layer::stack::Role;
 use crate::merge::listing::{self, Entry};
 use crate::node::Node;
 use crate::node::listings::{END, Place};
-use crate::sys::file;
+use crate::sys::{ahead, file};
 
+/// So many files of a directory are read ahead at a time.
+const MOST_AHEAD: usize = 256;
 /// `.` and `..` come before the entries.
 const DOTS: usize = 2;
 
@@ -142,6 +146,34 @@ impl UnionFs {
         let _names = dir.names.read();
         let parts = self.parts(dir, true)?;
         Ok(Arc::new(listing::list(&self.stack, &parts, !self.noatime)?))
+    }
+
+    /// Brings small files of a directory into memory, for someone who reads one after the other: those that are listed
+    /// behind the file `after`, if that is given.
+    ///
+    /// # Errors
+    /// Those of reading the layers.
+    pub fn read_ahead(&self, ino: u64, after: Option<u64>) -> Result<()> {
+        let dir = self.node(ino)?;
+        let after = after.map(|file| self.node(file)).transpose()?.and_then(|node| node.any_link());
+        let parts = dir.parts()?;
+        let listing = listing::list(&self.stack, &parts, false)?;
+        let behind = after.and_then(|link| listing.iter().position(|entry| *entry.name == *link.name));
+        let files = listing[behind.map_or(0, |at| at + 1)..].iter();
+        let mut fds = HashMap::new();
+        let mut found = Vec::new();
+        for entry in files.filter(|entry| entry.kind == FileType::RegularFile).take(MOST_AHEAD) {
+            let fd: &Arc<OwnedFd> = match fds.entry(entry.layer) {
+                hash_map::Entry::Occupied(known) => known.into_mut(),
+                hash_map::Entry::Vacant(new) => {
+                    let part = parts.dirs().iter().find(|part| part.layer() == entry.layer);
+                    new.insert(part.ok_or(Errno::NOENT)?.fd()?)
+                }
+            };
+            found.push((Arc::clone(fd), &*entry.name));
+        }
+        ahead::read_files(&found);
+        Ok(())
     }
 
     /// Brings a directory's names to its device.

@@ -1,6 +1,7 @@
 //! The transport: the kernel's FUSE protocol on one side, the core on the other.
 
 pub mod adapter;
+mod ahead;
 mod connect;
 mod convert;
 mod handshake;

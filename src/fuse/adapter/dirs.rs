@@ -26,7 +26,13 @@ impl Adapter {
         let given: wire::ReadIn = request.fixed()?;
         let ino = request.header.nodeid;
         // Only the first part of a listing is asked for with attributes in any case.
-        let files = given.offset > 0 || self.readers.lists(request.header.pid, ino);
+        let files = given.offset > 0 || {
+            let wish = self.readers.lists(request.header.pid, ino);
+            if wish.content {
+                self.ahead.read(&self.fs, ino, None);
+            }
+            wish.attributes
+        };
         self.fs.readdirplus(ino, given.offset, files, &mut |entry, attr| {
             let dirent = dirent(&entry, convert::kind(entry.kind));
             // Of node 0 the kernel takes the name and the type alone (`fuse_direntplus_link`).

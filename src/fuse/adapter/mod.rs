@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
+use super::ahead::Ahead;
 use super::message::{Body, Outcome, Request};
 use super::readers::Readers;
 use super::stats::{Op, Stats};
@@ -31,6 +32,7 @@ pub struct Adapter {
     passthrough: bool,
     ttl: Ttl,
     readers: Readers,
+    ahead: Ahead,
 }
 
 impl Adapter {
@@ -43,6 +45,7 @@ impl Adapter {
             passthrough,
             ttl: Ttl::new(options.timeout),
             readers: Readers::default(),
+            ahead: Ahead::default(),
         }
     }
 
