@@ -110,6 +110,67 @@ fn stat_of_a_large_directory_costs_what_that_of_a_small_one_does() {
 }
 
 #[test]
+fn names_alone_do_not_cost_a_look_at_the_files() {
+    need_unionfs!();
+    if no_strace() {
+        return;
+    }
+    let u = Union::new(1);
+    for d in ["a", "b", "c"] {
+        fill(&u.lower(0, d), 30);
+        dir(u.lower(0, format!("{d}/sub")));
+    }
+    let u = u.mounted();
+    let looks = |d: &str| {
+        let trace = Trace::begin(&u, "newfstatat,statx");
+        assert_eq!(std::fs::read_dir(u.at(d)).unwrap().count(), 31);
+        trace.end().iter().filter(|call| call.contains("\"entry")).count()
+    };
+    // As find(1) does: the type is in the listing.
+    assert_eq!(looks("a"), 0);
+    assert_eq!(looks("b"), 0);
+    // As ls(1) -l does: who looks at files gets attributes with the next listing, by one request.
+    for i in 0..2 {
+        u.at(format!("b/entry{i}")).symlink_metadata().unwrap();
+    }
+    assert_eq!(looks("c"), 30);
+}
+
+#[test]
+fn files_to_come_are_read_ahead() {
+    need_unionfs!();
+    if no_strace() {
+        return;
+    }
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = kernel.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(6), Some(5)) {
+        return skip("before Linux 6.5 the kernel does not tell what is in memory (cachestat)");
+    }
+    let u = Union::new(1);
+    for name in (0..2).flat_map(|d| (0..30).map(move |f| format!("d{d}/f{f}"))) {
+        put(u.lower(0, &name), "x");
+        let file = File::open(u.lower(0, &name)).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+    let u = u.mounted();
+    let trace = Trace::begin(&u, "fadvise64");
+    let listed =
+        |d: &str| -> Vec<_> { std::fs::read_dir(u.at(d)).unwrap().map(|e| e.unwrap().path()).collect() };
+    for path in listed("d0").iter().take(3) {
+        std::fs::read(path).unwrap();
+    }
+    listed("d1");
+    let lines = |trace: &Trace| std::fs::read_to_string(&trace.log).unwrap_or_default();
+    let all = wait_for(Duration::from_secs(10), || lines(&trace).matches("FADV_WILLNEED").count() >= 57);
+    let log = lines(&trace);
+    trace.end();
+    // Those behind the three in the first directory, and all of the second.
+    assert!(all && log.matches("/d1/f").count() == 30, "{log}");
+}
+
+#[test]
 fn unlink_of_a_large_lower_file_writes_no_data() {
     need_unionfs!();
     if no_strace() {
