@@ -12,7 +12,7 @@ use crate::config::{LayerPaths, MAX_LOWERS};
 use crate::error::{Errno, MountError, errno};
 use crate::layer::stack::LayerFds;
 use crate::sys::mount;
-use crate::sys::place::{self, FileId, Place};
+use crate::sys::place::{self, FileId, Place, Places};
 
 const LOWER: &str = "lower layer";
 const DATA: &str = "data-only layer";
@@ -227,21 +227,22 @@ pub(super) fn open(layers: &LayerPaths) -> Result<Directories<Opened>, MountErro
         let reason = format!("{count} lower layers are named; name 1 to {MAX_LOWERS}");
         return Err(MountError::option("LOWER", reason));
     }
-    let optional = |what, path: &Option<PathBuf>| path.as_ref().map(|p| open_one(what, p)).transpose();
+    let mut places = Places::default();
+    let mut one = |what, path: &PathBuf| open_one(what, path, &mut places);
     Ok(Directories {
-        lowers: layers.lowers.iter().map(|p| open_one(LOWER, p)).collect::<Result<_, _>>()?,
-        data: layers.data.iter().map(|p| open_one(DATA, p)).collect::<Result<_, _>>()?,
-        init: optional(INIT, &layers.init)?,
-        upper: optional(UPPER, &layers.upper)?,
-        work: optional(WORK, &layers.work)?,
-        init_work: optional(INIT_WORK, &layers.init_work)?,
+        lowers: layers.lowers.iter().map(|p| one(LOWER, p)).collect::<Result<_, _>>()?,
+        data: layers.data.iter().map(|p| one(DATA, p)).collect::<Result<_, _>>()?,
+        init: layers.init.as_ref().map(|p| one(INIT, p)).transpose()?,
+        upper: layers.upper.as_ref().map(|p| one(UPPER, p)).transpose()?,
+        work: layers.work.as_ref().map(|p| one(WORK, p)).transpose()?,
+        init_work: layers.init_work.as_ref().map(|p| one(INIT_WORK, p)).transpose()?,
     })
 }
 
-fn open_one(what: &'static str, path: &Path) -> Result<Opened, MountError> {
+fn open_one(what: &'static str, path: &Path, places: &mut Places) -> Result<Opened, MountError> {
     let complain = |e| explain(what, path, e);
     let fd = place::open_named_dir(path).map_err(complain)?;
-    let place = place::place(&fd).map_err(complain)?;
+    let place = places.find(&fd).map_err(complain)?;
     Ok(Opened { at: Located { what, path: path.to_owned(), place }, fd })
 }
 

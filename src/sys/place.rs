@@ -2,7 +2,7 @@
 //! it.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -122,26 +122,57 @@ pub fn pin_named_dir(path: &Path) -> Result<OwnedFd> {
 /// # Errors
 /// Those of fstat(2).
 pub fn place(fd: impl AsFd) -> Result<Place> {
-    let fd = fd.as_fd();
-    let id = file_id(fd)?;
-    let mount = mount_id(fd);
-    let mut above = Vec::new();
-    let mut here = (id, mount);
-    let mut at: Option<OwnedFd> = None;
-    loop {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let from = at.as_ref().map_or(fd, AsFd::as_fd);
-        let Ok(parent) = rustix::fs::openat(from, "..", flags, Mode::empty()) else { break };
-        // The mount too: a directory may be mounted on one that lies directly in it.
-        let next = (file_id(parent.as_fd())?, mount_id(parent.as_fd()));
-        if next == here {
-            break;
+    Places::default().find(fd)
+}
+
+/// A directory as it is met on the way up. The mount belongs to it: a directory may be mounted on one that lies
+/// directly in it.
+type Met = (FileId, Option<u64>);
+
+/// Finds where several directories lie. Layers lie beside each other mostly: what is above a directory is looked at
+/// once.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// What is above directories that were met, nearest first.
+    above: HashMap<Met, Vec<FileId>>,
+}
+
+impl Places {
+    /// As [`place`].
+    ///
+    /// # Errors
+    /// Those of fstat(2).
+    pub fn find(&mut self, fd: impl AsFd) -> Result<Place> {
+        let fd = fd.as_fd();
+        let (id, mount) = met(fd)?;
+        let mut way: Vec<Met> = vec![(id, mount)];
+        let mut at: Option<OwnedFd> = None;
+        let mut rest: &[FileId] = &[];
+        loop {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let from = at.as_ref().map_or(fd, AsFd::as_fd);
+            let Ok(parent) = rustix::fs::openat(from, "..", flags, Mode::empty()) else { break };
+            let next = met(parent.as_fd())?;
+            if way.last() == Some(&next) {
+                break;
+            }
+            way.push(next);
+            if let Some(known) = self.above.get(&next) {
+                rest = known;
+                break;
+            }
+            at = Some(parent);
         }
-        above.push(next.0);
-        here = next;
-        at = Some(parent);
+        let above: Vec<FileId> = way.iter().skip(1).map(|met| met.0).chain(rest.iter().copied()).collect();
+        for (i, met) in way.into_iter().enumerate().skip(1) {
+            self.above.entry(met).or_insert_with(|| above[i..].to_vec());
+        }
+        Ok(Place { id, mount, above })
     }
-    Ok(Place { id, mount, above })
+}
+
+fn met(fd: BorrowedFd<'_>) -> Result<Met> {
+    Ok((file_id(fd)?, mount_id(fd)))
 }
 
 fn file_id(fd: impl AsFd) -> Result<FileId> {
