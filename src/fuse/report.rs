@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use super::handshake::Wanted;
 use super::stats::Stats;
-use crate::fs::UnionFs;
+use crate::fs::gate::Gate;
 
 /// Gives the statistics of a mount while it is served.
 #[derive(Debug, Clone)]
 pub struct Report {
-    fs: Arc<UnionFs>,
+    gate: Arc<Gate>,
     stats: Arc<Stats>,
     ways: Wanted,
     since: Instant,
@@ -20,8 +20,8 @@ pub struct Report {
 
 impl Report {
     /// Statistics from now on.
-    pub fn new(fs: Arc<UnionFs>, stats: Arc<Stats>, ways: Wanted) -> Self {
-        Self { fs, stats, ways, since: Instant::now(), start_kib: memory("VmRSS:") }
+    pub fn new(gate: Arc<Gate>, stats: Arc<Stats>, ways: Wanted) -> Self {
+        Self { gate, stats, ways, since: Instant::now(), start_kib: memory("VmRSS:") }
     }
 
     /// One line for each number, ended by the total of all requests:
@@ -33,14 +33,15 @@ impl Report {
     ///   mount and at most;
     /// - `request NAME` for each kind of request that came, and `requests`.
     pub fn text(&self) -> String {
-        let (nodes, files, listings) = self.fs.counts();
+        let fs = self.gate.enter();
+        let (nodes, files, listings) = fs.counts();
         let mut text = format!(
             "seconds {:.3}\nio_uring {}\npassthrough {}\nnodes {nodes}\nnode_bytes {}\nopen_files {files}\nlistings {listings}\n\
              resident_kib {}\nstart_kib {}\npeak_kib {}\n",
             self.since.elapsed().as_secs_f64(),
             u8::from(self.ways.ring),
             u8::from(self.ways.passthrough),
-            self.fs.memory() / nodes.max(1),
+            fs.memory() / nodes.max(1),
             memory("VmRSS:"),
             self.start_kib,
             memory("VmHWM:"),

@@ -1,6 +1,6 @@
 //! Open files.
 
-use super::{Adapter, ioctl};
+use super::{Within, ioctl};
 use crate::error::Result;
 use crate::fs::Opened;
 use crate::fuse::message::{Body, Request};
@@ -8,7 +8,7 @@ use crate::fuse::stats::Op;
 use crate::fuse::wire::{self, fopen};
 use crate::sys::fuse::BackingFile;
 
-impl Adapter {
+impl Within<'_> {
     pub(super) fn open(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let flags = request.fixed::<wire::OpenIn>()?.flags.cast_signed();
         let ino = request.header.nodeid;
