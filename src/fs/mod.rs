@@ -22,7 +22,7 @@ mod xattr;
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLockWriteGuard;
@@ -129,6 +129,13 @@ struct Copied {
     bytes: AtomicU64,
 }
 
+impl Copied {
+    fn add(&self, objects: u64, bytes: u64) {
+        self.objects.fetch_add(objects, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 impl UnionFs {
     /// Opens the layers. A stack without an upper, or with the option `ro`, is read-only.
     ///
@@ -177,6 +184,17 @@ impl UnionFs {
     /// How many objects and open files are live, and how many listings of directories are being read.
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.table.len(), self.files.len(), self.listings.len())
+    }
+
+    /// How many objects were copied up, and how many bytes of data the copies took over, those too that they share
+    /// with what they were copied from.
+    pub fn copied(&self) -> (u64, u64) {
+        (self.copied.objects.load(Ordering::Relaxed), self.copied.bytes.load(Ordering::Relaxed))
+    }
+
+    /// How many descriptors of directories are kept open, and how many names of lower directories are kept.
+    pub fn caches(&self) -> (usize, usize) {
+        (self.stack.open_directories(), merge::lowers::kept_rows())
     }
 
     /// Bytes of memory that the live objects take. Looks at each of them.

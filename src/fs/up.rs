@@ -40,6 +40,11 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// How many bytes a copy takes of a file of this size.
+    fn bytes(&self, size: u64) -> u64 {
+        if self.fd.is_some() { self.len.min(size) } else { 0 }
+    }
+
     pub(super) fn as_content(&self) -> Content<'_> {
         self.fd.as_ref().map_or(Content::Empty, |fd| Content::Copy(fd.as_fd(), self.len))
     }
@@ -149,6 +154,7 @@ impl UnionFs {
         self.note_name(self.upper(), &link.name)?;
         let new = staged.publish(&to, &link.name)?;
         let part = Dir::below(parent, &link.name, &new);
+        self.copied.add(1, 0);
         node.relocate(self.upper(), |s| {
             s.id = (new.dev, new.ino);
             s.parts = s.parts.with_top(part);
@@ -228,6 +234,7 @@ impl UnionFs {
                     let _ = index::remove(&self.stack, &entry.name);
                 }
             })?;
+            self.copied.add(1, source.bytes(st.size));
             if split {
                 self.stack.identity().adopt(new.dev, new.ino, node.ino);
             }
@@ -288,6 +295,7 @@ impl UnionFs {
         let source = self.content(node, &before, len.unwrap_or(u64::MAX))?;
         let (copy, _) = node.open_here(self.index(), OFlags::RDWR, false)?;
         copy_up::complete(&self.stack, self.upper(), source.as_content(), &copy, &before)?;
+        self.copied.add(0, source.bytes(before.size));
         node.relocate(node.layer(), |s| s.data = None);
         Ok(())
     }
@@ -340,6 +348,7 @@ impl UnionFs {
             None,
         )?;
         let fd = staged.keep_nameless()?;
+        self.copied.add(1, source.bytes(st.size));
         let new = file::stat_fd(&fd)?;
         node.relocate(self.upper(), |s| {
             s.id = (new.dev, new.ino);
