@@ -84,8 +84,17 @@ pub fn run(args: &FreezeArgs, mountpoint: &Path) -> Outcome<Frozen> {
     let patience = SHORTLY.max(Duration::from_secs(args.wait));
     let begun = Instant::now();
     loop {
-        let answer = control::freeze(&recorded.socket(), &next)
-            .map_err(|e| refused(format!("was not frozen: its process does not answer: {e}")))?;
+        let answer = match control::freeze(&recorded.socket(), &next) {
+            Ok(answer) => answer,
+            Err(e) => {
+                // It may have been frozen, or be so yet: the new directories are not ours to remove.
+                made.keep();
+                return Err(refused(format!(
+                    "has a process that does not answer ({e}); unionfs list shows whether {} is its upper layer now",
+                    upper.path.display()
+                )));
+            }
+        };
         match answer {
             Answer::Frozen => break,
             Answer::Busy(_) if begun.elapsed() < patience => std::thread::sleep(PAUSE),

@@ -331,3 +331,47 @@ fn commit_names_the_files_that_are_open_for_writing() {
         assert_eq!(log, "written");
     }
 }
+
+/// Whatever instant the process is killed at, what is recorded can be mounted and shows all.
+#[test]
+fn a_crash_leaves_a_stack_that_can_be_mounted() {
+    need_unionfs!();
+    for delay in [0, 2, 5, 10, 20, 40, 80, 160] {
+        let mut union = Union::new(1);
+        put(union.lower(0, "a/one"), "low");
+        std::fs::hard_link(union.lower(0, "a/one"), union.lower(0, "two")).unwrap();
+        put(union.lower(0, "gone"), "gone");
+        union.mount();
+        put(union.at("a/one"), "up");
+        std::fs::remove_file(union.at("gone")).unwrap();
+        let before = tree::read(&union.mnt());
+        let mnt = union.mnt();
+        let daemon = rustix::process::Pid::from_raw(daemon_of(&mnt).unwrap() as i32).unwrap();
+        let freezing = std::thread::spawn(move || {
+            unionfs().args(["commit", "--freeze"]).arg(mnt).output().unwrap().status.success()
+        });
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
+        let frozen = freezing.join().unwrap();
+        union.unmount();
+        // Both stacks show the same, as nothing was changed since.
+        let new = union.dir().join("upper.1");
+        assert!(!frozen || exists(&new));
+        union.mount();
+        assert_eq!(tree::diff(&before, &tree::read(&union.mnt())), [""; 0]);
+        union.unmount();
+        if exists(&new) {
+            let lowers = format!("{}:{}", union.upper("").display(), union.lower(0, "").display());
+            let mut mount = unionfs();
+            mount.arg("mount").arg("--create").arg(lowers).arg(&new).arg(union.mnt());
+            let out = mount.output().unwrap();
+            assert!(out.status.success(), "{}", text(&out));
+            assert_eq!(tree::diff(&before, &tree::read(&union.mnt())), [""; 0]);
+            put(union.at("two"), "again");
+            if frozen {
+                assert_eq!(get(union.at("a/one")), "again");
+            }
+            union.unmount();
+        }
+    }
+}
