@@ -22,6 +22,9 @@ use crate::merge::listing;
 use crate::node::{Link, Node};
 use crate::sys::file;
 
+/// A directory's parts in the upper and in the init layer.
+type Both = (Arc<Dir>, Arc<Dir>);
+
 /// A file that is open for writing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Writer {
@@ -32,6 +35,9 @@ pub struct Writer {
     /// No descriptor is open, but a mapping writes to it.
     pub mapped: bool,
 }
+
+/// Numbers of files; `None` when one has a number that is not known.
+type Numbers = Option<HashSet<u64>>;
 
 /// Why the upper was not frozen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,10 +155,8 @@ impl UnionFs {
         }
     }
 
-    /// Numbers of the files with names that are not in the upper yet; `None` inside when one has a number that is not
-    /// known, `None` when there is no such file.
-    #[allow(clippy::type_complexity)]
-    fn parted_links(&self) -> Result<Option<Option<HashSet<u64>>>> {
+    /// The files with names that are not in the upper yet; `None` when there is none.
+    fn parted_links(&self) -> Result<Option<Numbers>> {
         let Some(index) = self.index() else { return Ok(None) };
         let namespace = self.stack.namespace();
         let mut names: Vec<OsString> = Vec::new();
@@ -252,7 +256,7 @@ impl UnionFs {
     }
 
     /// The directories that both the upper and the init layer have.
-    fn shared_with_init(&self, root: &Arc<Dir>) -> std::result::Result<Vec<(Arc<Dir>, Arc<Dir>)>, Refused> {
+    fn shared_with_init(&self, root: &Arc<Dir>) -> std::result::Result<Vec<Both>, Refused> {
         let Some(init) = self.stack.roots().find(|r| self.stack.role(r.layer()) == Role::Init) else {
             return Ok(Vec::new());
         };

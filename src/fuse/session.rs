@@ -204,7 +204,7 @@ impl Mounted {
     /// # Errors
     /// A failure of the connection to the kernel.
     pub fn run(self) -> io::Result<()> {
-        let Self { workers, ring, claim, stopper, gate: _, report: _ } = self;
+        let Self { workers, ring, claim, stopper, gate, report: _ } = self;
         let device = workers.device.as_fd().try_clone_to_owned()?;
         let (ended, end) = mpsc::channel();
         let also_ended = ended.clone();
@@ -223,6 +223,9 @@ impl Mounted {
                 }
             })?;
         }
+        // Now that the mount answers, nobody waits for this.
+        gate.enter().stack().let_trees_go();
+        drop(gate);
         end.recv().unwrap_or(Ok(()))
     }
 }

@@ -14,6 +14,11 @@ impl Within<'_> {
         let ino = request.header.nodeid;
         let opened = self.fs.open_file(&request.caller(0), ino, flags, &mut |fd| self.make_backing(fd))?;
         self.forget_attributes_if(opened.attributes_changed, ino);
+        if self.readers.opens(request.header.pid, opened.cold)
+            && let Some(directory) = opened.cold
+        {
+            self.ahead.read(&self.gate, directory, Some(ino));
+        }
         body.put(&opened_out(&opened))
     }
 
@@ -83,7 +88,7 @@ impl Within<'_> {
     pub(super) fn ioctl(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let given: wire::IoctlIn = request.fixed()?;
         let ino = request.header.nodeid;
-        let done = ioctl::run(&self.fs, ino, given.cmd, request.rest())?;
+        let done = ioctl::run(self.fs, ino, given.cmd, request.rest())?;
         self.forget_attributes_if(done.changed, ino);
         body.put(&wire::IoctlOut::default())?;
         body.bytes(&done.answer)
