@@ -124,7 +124,7 @@ pub fn run(args: &ApplyArgs) -> Outcome<()> {
     let watch = Progress::bars();
     let applied = if args.layer.as_os_str() == "-" {
         watch.begin("applying", None);
-        apply(io::stdin().lock(), &PathBuf::from("standard input"), &args.dir, &wanted, &watch)
+        apply(io::stdin(), &PathBuf::from("standard input"), &args.dir, &wanted, &watch)
     } else {
         let unreadable = |e: io::Error| {
             let reason = match e.kind() {

@@ -14,12 +14,12 @@ use super::commit::stored;
 use super::diff::printed_all;
 use super::layer_list::join_layers;
 use super::layers::of_mount;
+use super::live;
 use super::made::Made;
 use super::mount;
 use super::progress::Progress;
 use crate::error::{MountError, Outcome};
 use crate::oci::codec::{Compression, Encoder};
-use crate::oci::delta::Upper;
 use crate::oci::store::{Image, Store, descriptor, short};
 use crate::oci::{Watch, commit, export, import};
 
@@ -306,24 +306,24 @@ fn commit_image(
             "has no image of this store mounted; mount one by unionfs image mount, or use unionfs commit";
         return Err(MountError::path("mount point", mountpoint, reason));
     };
-    let changes = Upper::open(&layers, &options)?.changes()?;
+    let moment = live::changes(mountpoint, &layers, &options)?;
+    let changes = &moment.changes;
     let watch = Progress::bars();
-    watch.begin("writing", Some(commit::content_size(&changes)));
+    watch.begin("writing", Some(commit::content_size(changes)));
     let failed =
         |e: io::Error| MountError::path("image store", store.root(), format!("cannot be written: {e}"));
     let (written, encoded) = store.put_by(
         |out| {
             let mut encoder = Encoder::new(out, Compression::Gzip).map_err(failed)?;
-            let written = commit::write(&changes, &mut encoder, mtime.map(i64::from), &watch)?;
+            let written = commit::write(changes, &mut encoder, mtime.map(i64::from), &watch)?;
             let (_, encoded) = encoder.finish().map_err(failed)?;
             Ok((written, encoded))
         },
         |(_, encoded)| encoded.digest,
     )?;
     watch.end();
-    for path in &written.left_out {
-        super::say(&format!("left out: /{} is a socket, which has no form in an archive", path.display()));
-    }
+    super::commit::tell(&written);
+    moment.tell();
     let mut ids = base.diff_ids.clone();
     ids.push(encoded.diff_id);
     store.add_layer(&encoded.digest, &ids, &watch)?;

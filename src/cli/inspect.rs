@@ -58,7 +58,7 @@ struct Mount<'a> {
 /// What a layer has of a path.
 #[derive(Serialize)]
 struct Has {
-    branch: u16,
+    branch: i16,
     role: &'static str,
     seen: bool,
     what: &'static str,
@@ -148,7 +148,7 @@ fn of_path(state: &MountState, path: &Path, json: bool) -> Outcome<io::Result<St
     let all: Vec<Has> = held(&state.layers(), &options, path)?
         .into_iter()
         .map(|held| {
-            let layer = names.get(usize::from(held.layer));
+            let layer = usize::try_from(held.layer).ok().and_then(|branch| names.get(branch));
             let (what, opaque, redirect, metacopy) = match held.what {
                 What::Whiteout => ("whiteout", false, None, false),
                 What::Object { kind, opaque, redirect, metacopy } => {

@@ -7,7 +7,7 @@ use rustix::fs::RenameFlags;
 use crate::error::Result;
 use crate::format::names::Mark;
 use crate::layer::dir::LayerId;
-use crate::layer::stack::{Stack, UPPER};
+use crate::layer::stack::Stack;
 use crate::layer::upper::Writable;
 
 /// Where a new name goes.
@@ -24,7 +24,7 @@ pub struct Slot {
 pub fn slot(stack: &Stack, whiteout: Option<LayerId>) -> Slot {
     match whiteout {
         Some(layer) if stack.in_place(layer) => Slot { layer, whiteout: true },
-        _ => Slot { layer: UPPER, whiteout: false },
+        _ => Slot { layer: stack.upper(), whiteout: false },
     }
 }
 

@@ -33,6 +33,9 @@ impl UnionFs {
     /// Those of chmod(2), chown(2), truncate(2) and utimensat(2), of copy-up, and EROFS.
     pub fn setattr(&self, caller: &Caller, ino: u64, set: &SetAttr, fh: Option<u64>) -> Result<Attr> {
         let node = self.node(ino)?;
+        if set.size.is_some() {
+            Self::check_writable(&node)?;
+        }
         self.up(&node, set.size.map_or(Need::Attributes, |size| Need::Data(Some(size))))?;
         let _still = node.hold_still();
         if let Some(size) = set.size {

@@ -51,7 +51,7 @@ impl UnionFs {
         // A lower file may be one of several names that are told apart only when it is looked at. An upper one with
         // several may have an origin wherever others have put them: they do not mark directories.
         let is_told = match self.stack.role(entry.layer) {
-            Role::Upper => {
+            Role::Upper | Role::Frozen => {
                 let part = dir.part(entry.layer)?;
                 file::stat_at(part.fd().ok()?, &entry.name).is_ok_and(|st| st.nlink == 1)
             }
@@ -187,7 +187,8 @@ impl UnionFs {
         }
         // A removed directory has nothing left to bring.
         let Ok(parts) = dir.parts() else { return Ok(()) };
-        for part in parts.dirs().iter().filter(|p| self.stack.in_place(p.layer())) {
+        // Names in a frozen layer may have been made a moment ago.
+        for part in parts.dirs().iter().filter(|p| self.stack.role(p.layer()) != Role::Lower) {
             rustix::fs::fsync(&*part.fd()?)?;
         }
         Ok(())

@@ -2,8 +2,11 @@
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 
+use super::up::Need;
 use super::{Caller, UnionFs};
 use crate::error::{Errno, Result};
+use crate::layer::stack::Role;
+use crate::node::files::OpenFile;
 use crate::sys::copy::{read_full_at, write_some_at};
 
 impl UnionFs {
@@ -28,6 +31,7 @@ impl UnionFs {
         if !open.writes() {
             return Err(Errno::BADF);
         }
+        self.reach(&open)?;
         let _content = open.node.hold_still();
         let fd = open.fd(self.index())?;
         // Without CAP_FSETID of our own the write itself clears them.
@@ -43,13 +47,22 @@ impl UnionFs {
         Ok((written, killer.is_some()))
     }
 
+    /// Copies a file up that was opened for writing before its layer was frozen.
+    fn reach(&self, open: &OpenFile) -> Result<()> {
+        if self.stack.in_place(open.node.content_layer()) {
+            Ok(())
+        } else {
+            self.up(&open.node, Need::Data(None))
+        }
+    }
+
     /// Brings the file to its device; only what is needed to read its data back when `datasync`.
     ///
     /// # Errors
     /// Those of fsync(2).
     pub fn fsync(&self, fh: u64, datasync: bool) -> Result<()> {
         let open = self.files.get(fh)?;
-        if self.stack.volatile() || !self.stack.in_place(open.node.layer()) {
+        if self.stack.volatile() || self.stack.role(open.node.layer()) == Role::Lower {
             return Ok(());
         }
         let _content = open.node.hold_still();
@@ -67,6 +80,7 @@ impl UnionFs {
         if !open.writes() {
             return Err(Errno::BADF);
         }
+        self.reach(&open)?;
         let _content = open.node.hold_still();
         let fd = open.fd(self.index())?;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
@@ -108,6 +122,7 @@ impl UnionFs {
         if !to.writes() {
             return Err(Errno::BADF);
         }
+        self.reach(&to)?;
         let _content = to.node.hold_still();
         let (source, target) = (from.fd(self.index())?, to.fd(self.index())?);
         let (mut from_offset, mut to_offset) = (from_offset, to_offset);

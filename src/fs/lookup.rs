@@ -9,7 +9,7 @@ use super::{Attr, ROOT, UnionFs};
 use crate::error::{Errno, Result};
 use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
-use crate::layer::stack::{Role, UPPER};
+use crate::layer::stack::Role;
 use crate::merge::lookup::{Data, DirFound, Found, Other};
 use crate::merge::lowers::{self, Lowers, Parts};
 use crate::merge::{index, lookup, number};
@@ -149,7 +149,7 @@ impl UnionFs {
 
     fn admit_dir(&self, parent: &Arc<Node>, name: &OsStr, dir: DirFound) -> (Arc<Node>, Stat) {
         let ino = number::of_dir(&self.stack, &dir);
-        let layer = dir.parts.first().map_or(UPPER, |p| p.layer());
+        let layer = dir.parts.first().map_or(self.upper(), |p| p.layer());
         let stat = dir.stat;
         let id = (stat.dev, stat.ino);
         let link = Link { parent: parent.clone(), name: name.into(), layer };
@@ -170,7 +170,7 @@ impl UnionFs {
         let own_id = (other.stat.dev, other.stat.ino);
         let (mut layer, mut stat, mut indexed, mut gone) = (holder, other.stat, None, 0);
         let mut data = other.data.clone();
-        let shared = role == Role::Lower && self.wants_index(&other.stat);
+        let shared = matches!(role, Role::Lower | Role::Frozen) && self.wants_index(&other.stat);
         let mut linked = None;
         if self.splits_links(holder, &other.stat) {
             ino = self.stack.identity().of_name(parent.ino, name);
@@ -180,12 +180,19 @@ impl UnionFs {
             if let Some(origin) = &linked {
                 if let Some((entry, copy)) = index::find(&self.stack, origin)? {
                     data = index::lacks_data(&self.stack, &entry, &copy)?.then(|| Data::of(&other));
-                    (layer, stat, indexed) = (UPPER, copy, Some(entry));
+                    (layer, stat, indexed) = (self.upper(), copy, Some(entry));
                 } else {
                     gone = index::gone(&self.stack, origin)?;
                 }
             }
-        } else if role == Role::Init || (role == Role::Upper && (other.dir.impure() || stat.nlink > 1)) {
+            if role == Role::Frozen
+                && let Some(origin) = number::origin(&self.stack, other.dir.fd()?, name)?
+            {
+                ino = self.stack.identity().of_origin(&origin).unwrap_or(ino);
+            }
+        } else if role == Role::Init
+            || (matches!(role, Role::Upper | Role::Frozen) && (other.dir.impure() || stat.nlink > 1))
+        {
             let origin = number::origin(&self.stack, other.dir.fd()?, name)?;
             if let Some(origin) = origin {
                 ino = self.stack.identity().of_origin(&origin).unwrap_or(ino);
@@ -251,7 +258,7 @@ impl UnionFs {
         let Some(_copying) = node.copying.try_lock() else { return Ok(true) };
         let _count = node.counting.lock();
         match index::find(&self.stack, origin)? {
-            Some((entry, copy)) => Ok(node.relocate(UPPER, |s| {
+            Some((entry, copy)) => Ok(node.relocate(self.upper(), |s| {
                 let id = (copy.dev, copy.ino);
                 s.indexed = Some(entry);
                 id != std::mem::replace(&mut s.id, id)

@@ -9,6 +9,8 @@ mod create;
 mod dir_io;
 mod file_io;
 mod flags;
+mod freeze;
+pub mod gate;
 mod lookup;
 mod open;
 mod owner;
@@ -20,7 +22,7 @@ mod xattr;
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLockWriteGuard;
@@ -28,9 +30,9 @@ use rustix::fs::FileType;
 
 use crate::config::{Atime, Options, RedirectDir};
 use crate::error::{Errno, Result};
-use crate::layer::dir::Dir;
+use crate::layer::dir::{Dir, LayerId};
 pub use crate::layer::stack::LayerFds;
-use crate::layer::stack::{Stack, UPPER};
+use crate::layer::stack::Stack;
 use crate::merge;
 pub use crate::merge::attr::Attr;
 use crate::node::files::{Handles, OpenFile};
@@ -40,6 +42,7 @@ pub use crate::sys::Backing;
 pub use crate::sys::cred::Caller;
 pub use crate::sys::file::SetTime;
 pub use crate::sys::flags::Extended;
+pub use freeze::{Refused, Writer};
 
 /// Inode number of the root, as FUSE fixes it.
 pub const ROOT: u64 = 1;
@@ -118,6 +121,21 @@ pub struct UnionFs {
     static_nlink: bool,
     /// Times without a part of a second are shown one nanosecond later.
     for_comparison: bool,
+    copied: Copied,
+}
+
+/// What was copied up so far.
+#[derive(Debug, Default)]
+struct Copied {
+    objects: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Copied {
+    fn add(&self, objects: u64, bytes: u64) {
+        self.objects.fetch_add(objects, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl UnionFs {
@@ -135,7 +153,7 @@ impl UnionFs {
         let stack = Stack::open(layers, options)?;
         let found = merge::lookup::root(&stack)?;
         let table = Arc::new(Table::default());
-        let layer = found.parts.first().map_or(UPPER, |p| p.layer());
+        let layer = found.parts.first().map_or(stack.upper(), |p| p.layer());
         let mut state = State::new([], (found.stat.dev, found.stat.ino));
         state.parts = found.parts.into();
         let (root, _) = table.admit(ROOT, FileType::Directory, layer, || state);
@@ -156,6 +174,7 @@ impl UnionFs {
             acl: options.acl,
             static_nlink: options.static_nlink,
             for_comparison,
+            copied: Copied::default(),
         })
     }
 
@@ -167,6 +186,17 @@ impl UnionFs {
     /// How many objects and open files are live, and how many listings of directories are being read.
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.table.len(), self.files.len(), self.listings.len())
+    }
+
+    /// How many objects were copied up, and how many bytes of data the copies took over, those too that they share
+    /// with what they were copied from.
+    pub fn copied(&self) -> (u64, u64) {
+        (self.copied.objects.load(Ordering::Relaxed), self.copied.bytes.load(Ordering::Relaxed))
+    }
+
+    /// How many descriptors of directories are kept open, and how many names of lower directories are kept.
+    pub fn caches(&self) -> (usize, usize) {
+        (self.stack.open_directories(), merge::lowers::kept_rows())
     }
 
     /// Bytes of memory that the live objects take. Looks at each of them.
@@ -192,8 +222,13 @@ impl UnionFs {
         Some(guard)
     }
 
+    /// The upper's place in the stack.
+    fn upper(&self) -> LayerId {
+        self.stack.upper()
+    }
+
     /// The index directory, where copied-up hardlinks are found.
     fn index(&self) -> Option<&Arc<Dir>> {
-        self.stack.work(UPPER).ok().map(|work| work.index().dir())
+        self.stack.work(self.upper()).ok().map(|work| work.index().dir())
     }
 }

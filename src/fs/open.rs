@@ -40,6 +40,7 @@ impl UnionFs {
         let truncate = flags.contains(OFlags::TRUNC);
         let real = real_flags(flags, self.sync);
         if real.contains(OFlags::RDWR) {
+            Self::check_writable(&node)?;
             self.up(&node, Need::Data(truncate.then_some(0)))?;
         }
         let _still = node.hold_still().filter(|_| truncate);
@@ -62,6 +63,12 @@ impl UnionFs {
         let mut opened = self.opened(&node, (flags, real), (layer, fd), (st, chmods), make)?;
         opened.attributes_changed |= mode_changed;
         Ok(opened)
+    }
+
+    /// Refuses to change the data of a file that handles from before its layer was frozen still read by the kernel
+    /// alone: it has one real file for all handles of an inode.
+    pub(super) fn check_writable(node: &Node) -> Result<()> {
+        if node.kind == FileType::RegularFile && node.io().is_frozen() { Err(Errno::TXTBSY) } else { Ok(()) }
     }
 
     /// Makes a regular file and opens it. `mode`: permission bits. Counts one lookup.

@@ -9,7 +9,7 @@ use super::UnionFs;
 use crate::edit::remove::remove;
 use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
-use crate::layer::stack::{Role, UPPER};
+use crate::layer::stack::Role;
 use crate::merge::index::{self, Indexed};
 use crate::merge::listing;
 use crate::merge::lookup::{Found, hidden_below};
@@ -116,7 +116,7 @@ impl UnionFs {
         if self.stack.in_place(holder) {
             return Ok(None);
         }
-        if parent.part(UPPER).is_none() {
+        if parent.part(self.upper()).is_none() {
             let parent = parent.clone();
             return Ok(Some(Box::new(move |fs| fs.dir_up(&parent).map(drop))));
         }
@@ -141,8 +141,8 @@ impl UnionFs {
     /// Removes the entry `name`, held by layer `holder`, from the tree.
     fn take_name(&self, parent: &Node, name: &OsStr, holder: LayerId, is_dir: bool) -> Result<()> {
         if !self.stack.in_place(holder) {
-            let dir = self.writable(parent, UPPER)?;
-            return self.stack.work(UPPER)?.new_whiteout(&dir, name);
+            let dir = self.writable(parent, self.upper())?;
+            return self.stack.work(self.upper())?.new_whiteout(&dir, name);
         }
         let dir = self.writable(parent, holder)?;
         // A name of the init layer stays the container's own: its whiteout says so.

@@ -17,7 +17,6 @@ use crate::error::{Errno, Result};
 use crate::format::names::Mark;
 use crate::format::redirect::Redirect;
 use crate::layer::dir::LayerId;
-use crate::layer::stack::UPPER;
 use crate::layer::upper::Writable;
 use crate::merge::index;
 use crate::merge::listing;
@@ -126,7 +125,7 @@ impl UnionFs {
             let node = node.clone();
             return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Attributes))));
         }
-        if parent.part(UPPER).is_none() {
+        if parent.part(self.upper()).is_none() {
             let parent = parent.clone();
             return Ok(Some(Box::new(move |fs| fs.dir_up(&parent).map(drop))));
         }
@@ -169,7 +168,7 @@ impl UnionFs {
         if let Some(first) = self.before_moving(&source)? {
             return Ok(Some(first));
         }
-        let layer = if self.stack.in_place(source.holder) { source.holder } else { UPPER };
+        let layer = if self.stack.in_place(source.holder) { source.holder } else { self.upper() };
         if node.is_dir() && (self.is_init(layer) || self.is_init(home)) {
             return Err(Errno::XDEV);
         }
@@ -291,11 +290,11 @@ impl UnionFs {
         to: &Node,
         new_name: &OsStr,
     ) -> Result<Option<Redirect>> {
-        let part = self.writable(node, UPPER)?;
-        let abilities = self.stack.work(UPPER)?.abilities();
+        let part = self.writable(node, self.upper())?;
+        let abilities = self.stack.work(self.upper())?.abilities();
         let merged = node.with(|s| s.parts.dirs().len() > 1);
         if !merged {
-            if hidden_below(&self.stack, &to.parts()?, UPPER, new_name)? {
+            if hidden_below(&self.stack, &to.parts()?, self.upper(), new_name)? {
                 part.set_own_mark(Mark::Opaque, abilities.namespace, b"y")?;
             }
             return Ok(None);
@@ -411,7 +410,7 @@ impl UnionFs {
                 return Err(Errno::XDEV);
             }
         }
-        let (a_dir, b_dir) = (self.writable(from, UPPER)?, self.writable(to, UPPER)?);
+        let (a_dir, b_dir) = (self.writable(from, self.upper())?, self.writable(to, self.upper())?);
         let detach = |x: &Place, y: &Place| {
             if x.node.is_dir() {
                 self.detach(&x.node, &x.parent, &x.name, &y.parent, &y.name)
@@ -425,7 +424,7 @@ impl UnionFs {
                 self.set_impure(dir)?;
             }
         }
-        let object = |x: &Place| x.node.is_dir().then(|| self.writable(&x.node, UPPER)).transpose();
+        let object = |x: &Place| x.node.is_dir().then(|| self.writable(&x.node, self.upper())).transpose();
         let (a_object, b_object) = (object(&a)?, object(&b)?);
         exchange(
             Side { dir: &a_dir, name, object: a_object.as_ref() },
@@ -434,7 +433,7 @@ impl UnionFs {
         let link = |parent: &Arc<Node>, name: &OsStr| Link {
             parent: parent.clone(),
             name: name.into(),
-            layer: UPPER,
+            layer: self.upper(),
         };
         self.moved(&a.node, from, name, link(to, new_name), a_redirect);
         self.moved(&b.node, to, new_name, link(from, name), b_redirect);

@@ -12,7 +12,7 @@ use crate::format::names::Mark;
 use crate::format::nlink::{Base, NlinkDiff};
 use crate::format::origin::Origin;
 use crate::layer::dir::{Dir, LayerId};
-use crate::layer::stack::{Role, UPPER};
+use crate::layer::stack::Role;
 use crate::layer::upper::Writable;
 use crate::merge::index::{self, Indexed};
 use crate::merge::lookup::Data;
@@ -40,6 +40,11 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// How many bytes a copy takes of a file of this size.
+    fn bytes(&self, size: u64) -> u64 {
+        if self.fd.is_some() { self.len.min(size) } else { 0 }
+    }
+
     pub(super) fn as_content(&self) -> Content<'_> {
         self.fd.as_ref().map_or(Content::Empty, |fd| Content::Copy(fd.as_fd(), self.len))
     }
@@ -104,14 +109,14 @@ impl UnionFs {
             return Err(Errno::ROFS);
         }
         loop {
-            if let Some(part) = node.part(UPPER) {
+            if let Some(part) = node.part(self.upper()) {
                 return Ok(part);
             }
             // The topmost directory on the way that is missing comes first.
             let mut missing = node.clone();
             let (link, parent) = loop {
                 let link = missing.any_link().ok_or(Errno::NOENT)?;
-                if let Some(parent) = link.parent.part(UPPER) {
+                if let Some(parent) = link.parent.part(self.upper()) {
                     break (link, parent);
                 }
                 missing = link.parent;
@@ -124,7 +129,7 @@ impl UnionFs {
     /// Copies one directory up whose parent is up already. Does nothing when it was renamed meanwhile.
     fn copy_dir(&self, node: &Arc<Node>, need: Need, link: &Link, parent: &Arc<Dir>) -> Result<()> {
         let _one = node.copying.lock();
-        if node.part(UPPER).is_some() {
+        if node.part(self.upper()).is_some() {
             return Ok(());
         }
         let top = node.parts()?.dirs().first().cloned().ok_or(Errno::NOENT)?;
@@ -134,7 +139,7 @@ impl UnionFs {
         let origin = index::origin_of(&self.stack, &top, OsStr::new(""))?;
         let staged = copy_up::stage(
             &self.stack,
-            (top.layer(), UPPER),
+            (top.layer(), self.upper()),
             fd.as_fd(),
             &st,
             Content::Empty,
@@ -146,14 +151,15 @@ impl UnionFs {
         }
         let to = self.stack.writable(parent)?;
         self.set_impure(&to)?;
-        self.note_name(UPPER, &link.name)?;
+        self.note_name(self.upper(), &link.name)?;
         let new = staged.publish(&to, &link.name)?;
         let part = Dir::below(parent, &link.name, &new);
-        node.relocate(UPPER, |s| {
+        self.copied.add(1, 0);
+        node.relocate(self.upper(), |s| {
             s.id = (new.dev, new.ino);
             s.parts = s.parts.with_top(part);
             s.redirect = None;
-            s.links.iter_mut().for_each(|l| l.layer = UPPER);
+            s.links.iter_mut().for_each(|l| l.layer = self.upper());
         });
         Ok(())
     }
@@ -187,7 +193,8 @@ impl UnionFs {
                 && !index::lacks_data(&self.stack, &entry, &copy)?
             {
                 // Another of its names was, while this node was not known.
-                node.relocate(UPPER, |s| {
+                self.keep_number(node, &Some(origin.clone()));
+                node.relocate(self.upper(), |s| {
                     s.id = (copy.dev, copy.ino);
                     s.indexed = Some(entry);
                     s.gone = 0;
@@ -204,7 +211,7 @@ impl UnionFs {
             let content = if later { Content::Later } else { source.as_content() };
             let staged = copy_up::stage(
                 &self.stack,
-                (node.layer(), UPPER),
+                (node.layer(), self.upper()),
                 from.as_fd(),
                 &st,
                 content,
@@ -216,7 +223,7 @@ impl UnionFs {
             }
             let to = self.stack.writable(&parent)?;
             self.set_impure(&to)?;
-            self.note_name(UPPER, &link.name)?;
+            self.note_name(self.upper(), &link.name)?;
             let _counting = node.counting.lock();
             let entry = match &origin {
                 Some(origin) if hard => self.add_to_index(&staged, origin, node, &st)?,
@@ -227,11 +234,13 @@ impl UnionFs {
                     let _ = index::remove(&self.stack, &entry.name);
                 }
             })?;
+            self.copied.add(1, source.bytes(st.size));
             if split {
                 self.stack.identity().adopt(new.dev, new.ino, node.ino);
             }
             let entry = entry.map(|entry| self.counted(entry, -1));
-            node.relocate(UPPER, |s| {
+            self.keep_number(node, &origin);
+            node.relocate(self.upper(), |s| {
                 if later && s.data.is_none() {
                     let name = link.name.clone();
                     s.data = Some(Data { dir: holder, name, id: s.id, blocks: st.blocks });
@@ -244,7 +253,7 @@ impl UnionFs {
                 s.pinned = None;
                 // Other names stay where they are, and find the copy by the index.
                 for l in s.links.iter_mut().filter(|l| l.is(&link.parent, &link.name)) {
-                    l.layer = UPPER;
+                    l.layer = self.upper();
                 }
             });
             if let Some(origin) = origin.filter(|_| hard)
@@ -257,12 +266,23 @@ impl UnionFs {
         }
     }
 
+    /// What was in a frozen upper may have the number of what it was copied up from there. The copy that has it as
+    /// its origin gets the same.
+    fn keep_number(&self, node: &Node, origin: &Option<Origin>) {
+        if self.stack.role(node.layer()) == Role::Frozen && origin.is_some() {
+            let (dev, ino) = node.with(|s| s.id);
+            if self.stack.identity().compose(dev, ino) != node.ino {
+                self.stack.identity().adopt(dev, ino, node.ino);
+            }
+        }
+    }
+
     /// Whether the data of a file may stay behind when only its attributes change.
     fn may_postpone_data(&self, node: &Node, st: &Stat) -> bool {
         self.metacopy
             && node.kind == FileType::RegularFile
             && st.size > 0
-            && self.stack.work(UPPER).is_ok_and(|w| w.abilities().xattrs)
+            && self.stack.work(self.upper()).is_ok_and(|w| w.abilities().xattrs)
     }
 
     /// Brings the data of a file up whose attributes are up already.
@@ -274,7 +294,8 @@ impl UnionFs {
         let before = node.stat(self.index())?;
         let source = self.content(node, &before, len.unwrap_or(u64::MAX))?;
         let (copy, _) = node.open_here(self.index(), OFlags::RDWR, false)?;
-        copy_up::complete(&self.stack, UPPER, source.as_content(), &copy, &before)?;
+        copy_up::complete(&self.stack, self.upper(), source.as_content(), &copy, &before)?;
+        self.copied.add(0, source.bytes(before.size));
         node.relocate(node.layer(), |s| s.data = None);
         Ok(())
     }
@@ -291,7 +312,7 @@ impl UnionFs {
         // counted, a crash leaves one too many: never a file that is gone before its last name.
         let diff = i64::from(node.in_union(*st).nlink) - 1;
         staged.mark(Mark::Nlink, &NlinkDiff { base: Base::Upper, diff }.encode())?;
-        match staged.link(self.stack.work(UPPER)?.index(), &name) {
+        match staged.link(self.stack.work(self.upper())?.index(), &name) {
             Ok(()) => Ok(Some(Indexed { name: name.into(), diff })),
             // Kept there for NFS by the kernel's overlayfs: the names part ways, as without an index.
             Err(Errno::EXIST) => Ok(None),
@@ -318,11 +339,18 @@ impl UnionFs {
         let st = self.stack.stat(node.layer(), &*from)?;
         let len = if let Need::Data(Some(len)) = need { len } else { u64::MAX };
         let source = self.content(node, &st, len)?;
-        let staged =
-            copy_up::stage(&self.stack, (node.layer(), UPPER), from.as_fd(), &st, source.as_content(), None)?;
+        let staged = copy_up::stage(
+            &self.stack,
+            (node.layer(), self.upper()),
+            from.as_fd(),
+            &st,
+            source.as_content(),
+            None,
+        )?;
         let fd = staged.keep_nameless()?;
+        self.copied.add(1, source.bytes(st.size));
         let new = file::stat_fd(&fd)?;
-        node.relocate(UPPER, |s| {
+        node.relocate(self.upper(), |s| {
             s.id = (new.dev, new.ino);
             s.pinned = Some(Arc::new(fd));
             s.data = None;
@@ -334,7 +362,7 @@ impl UnionFs {
     /// Marks an upper directory as one that has entries with an origin (overlayfs.rst has no word on
     /// it; fs/overlayfs/readdir.c explains the mark).
     pub(super) fn set_impure(&self, dir: &Writable) -> Result<()> {
-        let abilities = self.stack.work(UPPER)?.abilities();
+        let abilities = self.stack.work(self.upper())?.abilities();
         if dir.dir().impure() || !abilities.xattrs {
             return Ok(());
         }
@@ -346,7 +374,7 @@ impl UnionFs {
     /// Gives a copied-up file whose name `link` is still lower an upper entry of that name. The names of
     /// the parent must be locked for writing and its upper part exist.
     pub(super) fn link_up(&self, node: &Arc<Node>, link: &Link) -> Result<()> {
-        let to = self.writable(&link.parent, UPPER)?;
+        let to = self.writable(&link.parent, self.upper())?;
         let fd = node.refer(self.index())?;
         self.set_impure(&to)?;
         let _counting = node.counting.lock();
@@ -359,7 +387,7 @@ impl UnionFs {
         node.update(|s| {
             s.indexed = Some(entry);
             for l in s.links.iter_mut().filter(|l| l.is(&link.parent, &link.name)) {
-                l.layer = UPPER;
+                l.layer = self.upper();
             }
         });
         Ok(())

@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 
-use crate::fs::UnionFs;
+use crate::fs::gate::Gate;
 
 /// So many directories may wait. When there are more, the device has enough to do.
 const WAITING: usize = 8;
@@ -20,12 +20,12 @@ pub struct Ahead(OnceLock<Option<SyncSender<Job>>>);
 impl Ahead {
     /// Asks for the small files of a directory to be brought into memory: those that are listed behind the file
     /// `after`, if that is given.
-    pub fn read(&self, fs: &Arc<UnionFs>, directory: u64, after: Option<u64>) {
+    pub fn read(&self, gate: &Arc<Gate>, directory: u64, after: Option<u64>) {
         let sender = self.0.get_or_init(|| {
             let (sender, jobs) = sync_channel(WAITING);
-            let fs = Arc::clone(fs);
+            let gate = Arc::clone(gate);
             let thread = std::thread::Builder::new().name("read-ahead".into()).stack_size(STACK);
-            match thread.spawn(move || run(&fs, &jobs)) {
+            match thread.spawn(move || run(&gate, &jobs)) {
                 Ok(_) => Some(sender),
                 Err(e) => {
                     tracing::debug!("nothing is read ahead: {e}");
@@ -40,9 +40,9 @@ impl Ahead {
     }
 }
 
-fn run(fs: &UnionFs, jobs: &Receiver<Job>) {
+fn run(gate: &Gate, jobs: &Receiver<Job>) {
     while let Ok((directory, after)) = jobs.recv() {
         // Whoever needs the files is told what is wrong with them.
-        let _ = fs.read_ahead(directory, after);
+        let _ = gate.enter().read_ahead(directory, after);
     }
 }

@@ -21,6 +21,7 @@ use crate::config::{Atime, IoUring, MountConfig, Options};
 use crate::error::{Errno, MountError};
 use crate::format::mountinfo;
 use crate::fs::UnionFs;
+use crate::fs::gate::Gate;
 use crate::layer::claim::Claim;
 use crate::sys;
 use crate::sys::cred;
@@ -32,7 +33,7 @@ const DEFAULT_SOURCE: &str = "unionfs";
 
 /// A mount whose handshake with the kernel is done; requests are answered once [`Mounted::run`] runs.
 pub struct Mounted {
-    union: Arc<UnionFs>,
+    gate: Arc<Gate>,
     workers: Workers,
     ring: bool,
     claim: Claim,
@@ -86,12 +87,12 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
         claim.take_fds().ok_or_else(|| MountError::System("the layers were mounted already".to_owned()))?;
     let union = UnionFs::open(fds, &options)
         .map_err(|e| MountError::System(format!("the layers cannot be put together: {e}")))?;
-    let union = Arc::new(union);
+    let gate = Arc::new(Gate::new(union));
     // The table and the stopper need the path without symlinks.
     let at = config.mountpoint.canonicalize().map_err(|e| complain(&config.mountpoint, e.to_string()))?;
     let (device, agreed) = open_connection(&at, &options)?;
-    let adapter = Adapter::new(Arc::clone(&union), Arc::clone(&device), agreed.passthrough, &options);
-    let report = Report::new(Arc::clone(&union), adapter.stats(), agreed);
+    let adapter = Adapter::new(Arc::clone(&gate), Arc::clone(&device), agreed.passthrough, &options);
+    let report = Report::new(Arc::clone(&gate), adapter.stats(), agreed);
     let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
     let workers = Workers { adapter: Arc::new(adapter), device, threads };
     if options.private
@@ -104,7 +105,7 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
         mounts::read_ahead(entry);
     }
     let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at };
-    Ok(Mounted { union, workers, ring: agreed.ring, claim, stopper, report })
+    Ok(Mounted { gate, workers, ring: agreed.ring, claim, stopper, report })
 }
 
 /// Mounts and shakes hands.
@@ -184,6 +185,11 @@ impl Mounted {
         self.stopper.id
     }
 
+    /// The way into its filesystem, for others than the kernel.
+    pub fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
     /// The statistics of this mount, also for another thread.
     pub fn report(&self) -> Report {
         self.report.clone()
@@ -198,7 +204,7 @@ impl Mounted {
     /// # Errors
     /// A failure of the connection to the kernel.
     pub fn run(self) -> io::Result<()> {
-        let Self { union, workers, ring, claim, stopper, report: _ } = self;
+        let Self { workers, ring, claim, stopper, gate, report: _ } = self;
         let device = workers.device.as_fd().try_clone_to_owned()?;
         let (ended, end) = mpsc::channel();
         let also_ended = ended.clone();
@@ -218,8 +224,8 @@ impl Mounted {
             })?;
         }
         // Now that the mount answers, nobody waits for this.
-        union.stack().let_trees_go();
-        drop(union);
+        gate.enter().stack().let_trees_go();
+        drop(gate);
         end.recv().unwrap_or(Ok(()))
     }
 }

@@ -132,6 +132,12 @@ impl MountState {
         }
     }
 
+    /// The state once the upper is frozen and these have taken its place.
+    pub fn frozen(&self, upper: &Text, work: &Text) -> Self {
+        let lowers = self.upper.iter().chain(&self.lowers).cloned().collect();
+        Self { upper: Some(upper.clone()), work: Some(work.clone()), lowers, ..self.clone() }
+    }
+
     /// The options that say how the layers are to be read.
     pub fn reading(&self) -> Options {
         let permissions = match self.xattr_permissions {

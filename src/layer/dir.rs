@@ -12,8 +12,9 @@ use crate::layer::fd_cache::FdCache;
 use crate::layer::marks;
 use crate::sys::file::{self, Stat};
 
-/// Position of a layer in the stack, topmost first.
-pub type LayerId = u16;
+/// Position of a layer in the stack, topmost first: from 0 when it is put together; a layer that is put on top of it
+/// later has the number below that of the topmost.
+pub type LayerId = i16;
 
 const UNKNOWN: u8 = 0;
 const NO: u8 = 1;

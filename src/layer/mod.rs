@@ -7,6 +7,7 @@ pub mod fd_cache;
 pub mod identity;
 pub mod look;
 pub mod marks;
+pub mod next;
 pub mod owner;
 pub mod stack;
 pub mod upper;

@@ -23,7 +23,7 @@ use crate::sys::file::{self, Stat};
 use crate::sys::xattr::Target;
 use crate::sys::{cred, mount, place};
 
-/// The upper's place in a writable stack.
+/// The upper's place in a writable stack that was just put together. Later it is [`Stack::upper`].
 pub const UPPER: LayerId = 0;
 
 /// What a layer is for.
@@ -31,6 +31,8 @@ pub const UPPER: LayerId = 0;
 pub enum Role {
     /// Takes all that is new or changed.
     Upper,
+    /// Was the upper, and never changes any more (see [`Stack::freeze`]).
+    Frozen,
     /// Belongs to the container: writable in place, below the upper.
     Init,
     /// Never changes.
@@ -71,6 +73,9 @@ struct Layer {
 #[derive(Debug)]
 pub struct Stack {
     layers: Vec<Layer>,
+    /// The place of the topmost layer.
+    first: LayerId,
+    cache: Arc<FdCache>,
     data: Vec<Arc<Dir>>,
     work: Option<WorkDir>,
     init_work: Option<WorkDir>,
@@ -186,6 +191,8 @@ impl Stack {
         };
         Ok(Self {
             layers,
+            first: UPPER,
+            cache,
             data,
             work,
             init_work,
@@ -215,27 +222,45 @@ impl Stack {
         self.layers.is_empty()
     }
 
+    /// The upper's place; of a stack without one that of the topmost layer.
+    pub fn upper(&self) -> LayerId {
+        self.first
+    }
+
+    /// How many layers lie above this one.
+    pub fn position(&self, layer: LayerId) -> usize {
+        usize::try_from(i32::from(layer) - i32::from(self.first)).unwrap_or(usize::MAX)
+    }
+
+    fn layer(&self, layer: LayerId) -> Option<&Layer> {
+        self.layers.get(self.position(layer))
+    }
+
     /// What a layer is for; anything unknown counts as a lower.
     pub fn role(&self, layer: LayerId) -> Role {
-        self.layers.get(usize::from(layer)).map_or(Role::Lower, |l| l.role)
+        self.layer(layer).map_or(Role::Lower, |l| l.role)
     }
 
     /// Whether objects of a layer are changed where they are.
     pub fn in_place(&self, layer: LayerId) -> bool {
-        self.work.is_some() && self.role(layer) != Role::Lower
+        self.work.is_some() && matches!(self.role(layer), Role::Upper | Role::Init)
     }
 
     /// Whether a layer is the last one: nothing lies below it.
     pub fn is_bottom(&self, layer: LayerId) -> bool {
-        usize::from(layer) + 1 >= self.layers.len()
+        self.position(layer).saturating_add(1) >= self.layers.len()
     }
 
     /// Whether names of a layer that begin with `.wh.` are whiteouts, in the form of AUFS and of the OCI
     /// image spec (layer.md, "Whiteouts").
     pub fn has_wh_names(&self, layer: LayerId) -> bool {
-        self.layers.get(usize::from(layer)).is_some_and(|l| {
-            (l.role == Role::Lower || (l.role == Role::Upper && self.wh_upper))
-                && !l.plain_names.load(Ordering::Relaxed)
+        self.layer(layer).is_some_and(|l| {
+            let by_role = match l.role {
+                Role::Lower => true,
+                Role::Upper | Role::Frozen => self.wh_upper,
+                Role::Init => false,
+            };
+            by_role && !l.plain_names.load(Ordering::Relaxed)
         })
     }
 
@@ -245,22 +270,19 @@ impl Stack {
         names::is_wh(name)
             && (self.has_wh_names(layer)
                 || (name == names::WH_OPAQUE
-                    && self
-                        .layers
-                        .get(usize::from(layer))
-                        .is_some_and(|l| !l.plain_names.load(Ordering::Relaxed))))
+                    && self.layer(layer).is_some_and(|l| !l.plain_names.load(Ordering::Relaxed))))
     }
 
     /// Records that a layer has the mark [`Mark::PlainNames`](names::Mark::PlainNames) now.
     pub fn note_plain_names(&self, layer: LayerId) {
-        if let Some(layer) = self.layers.get(usize::from(layer)) {
+        if let Some(layer) = self.layer(layer) {
             layer.plain_names.store(true, Ordering::Relaxed);
         }
     }
 
     /// The attribute that a layer keeps owners and permissions in, if it does not keep them in the inodes.
     pub fn owner_attribute(&self, layer: LayerId) -> Option<&'static OsStr> {
-        self.layers.get(usize::from(layer))?.owner
+        self.layer(layer)?.owner
     }
 
     /// Whether any layer has such an attribute.
@@ -270,7 +292,7 @@ impl Stack {
 
     /// Whether a layer has the owners that the mount shows.
     pub fn is_idmapped(&self, layer: LayerId) -> bool {
-        self.layers.get(usize::from(layer)).is_some_and(|l| l.idmapped)
+        self.layer(layer).is_some_and(|l| l.idmapped)
     }
 
     /// How owners are translated between the layers and the mount.
@@ -333,7 +355,7 @@ impl Stack {
         let work = match self.role(layer) {
             Role::Upper => self.work.as_ref(),
             Role::Init => self.init_work.as_ref().or(self.work.as_ref()),
-            Role::Lower => None,
+            Role::Lower | Role::Frozen => None,
         };
         work.ok_or(Errno::ROFS)
     }
@@ -344,6 +366,52 @@ impl Stack {
     /// EROFS for a lower and on a read-only stack.
     pub fn writable(&self, dir: &Arc<Dir>) -> Result<Writable> {
         if self.in_place(dir.layer()) { Ok(Writable::new(dir.clone())) } else { Err(Errno::ROFS) }
+    }
+
+    /// Puts an empty upper on top, with its work directory; the one so far, which must have all names of its hardlinks,
+    /// stays below it and never changes any more. Nothing of the tree changes but the attributes of the root, which are the new upper's from now on.
+    ///
+    /// # Errors
+    /// EROFS for a stack without an upper; EOPNOTSUPP where the new directories permit less than the old ones; those
+    /// of preparing them. The stack is as before then.
+    pub fn freeze(&mut self, upper: OwnedFd, work: OwnedFd) -> Result<()> {
+        let (Some(old), Some(top)) = (&self.work, self.layers.first().filter(|l| l.role == Role::Upper))
+        else {
+            return Err(Errno::ROFS);
+        };
+        let id = self.first.checked_sub(1).ok_or(Errno::TOOBIG)?;
+        let root = Dir::root(id, upper, &self.cache)?;
+        let owner = top.owner;
+        let work = WorkDir::open(work, &self.cache, Some(self.namespace == Namespace::User))?;
+        if !work.abilities().reach(old.abilities()) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        work.take_gone(old)?;
+        if let Some(owner) = owner {
+            owner::mark_root(root.fd()?, owner)?;
+        }
+        self.identity.add(root.id().0, root.fd()?.as_fd());
+        // What init changes is prepared where it was: in reach of a rename.
+        let old = self.work.replace(work);
+        // All names of hardlinks are in the frozen layer; one more would count.
+        if let Some(Err(e)) = old.as_ref().map(WorkDir::clear_index) {
+            tracing::warn!("hardlinks show a name too many: the index of the frozen layer is not empty: {e}");
+        }
+        if self.init_work.is_none() && self.layers.iter().any(|l| l.role == Role::Init) {
+            self.init_work = old;
+        }
+        if let Some(top) = self.layers.first_mut() {
+            top.role = Role::Frozen;
+        }
+        let plain_names = AtomicBool::new(false);
+        self.layers.insert(0, Layer { role: Role::Upper, root, plain_names, owner, idmapped: false });
+        self.first = id;
+        Ok(())
+    }
+
+    /// How many descriptors of directories are kept open.
+    pub fn open_directories(&self) -> usize {
+        self.cache.len()
     }
 
     /// Inode numbers of the union.

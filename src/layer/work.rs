@@ -42,6 +42,15 @@ impl Abilities {
         let any = self.namespace == Namespace::Trusted;
         self.xattrs && (any || matches!(kind, FileType::RegularFile | FileType::Directory))
     }
+
+    /// Whether all is permitted that is with `other`, and private xattrs go to the same place.
+    pub fn reach(&self, other: &Self) -> bool {
+        self.namespace == other.namespace
+            && self.xattrs >= other.xattrs
+            && self.whiteout_device >= other.whiteout_device
+            && self.rename_whiteout >= other.rename_whiteout
+            && self.nameless >= other.nameless
+    }
 }
 
 /// The work directory of a writable layer.
@@ -101,6 +110,33 @@ impl WorkDir {
     /// Where it is recorded how many names of lower hardlinks are gone, by origin.
     pub fn gone(&self) -> &Writable {
         &self.gone
+    }
+
+    /// Takes over what `other` has recorded of removed names.
+    pub fn take_gone(&self, other: &Self) -> Result<()> {
+        let (from, to) = (other.gone.fd()?, self.gone.fd()?);
+        file::list(&from, |name, _, _| match file::readlink(&from, name) {
+            Ok(count) => file::symlink(&count, &to, name),
+            // Nothing of ours.
+            Err(Errno::INVAL) => Ok(()),
+            Err(e) => Err(e),
+        })
+    }
+
+    /// Drops the names in the index of files that have all their other names in the layer.
+    ///
+    /// # Errors
+    /// Those of unlink(2).
+    pub fn clear_index(&self) -> Result<()> {
+        let fd = self.index.fd()?;
+        let mut names = Vec::new();
+        file::list(&fd, |name, _, kind| {
+            if kind != FileType::Directory {
+                names.push(name.to_owned());
+            }
+            Ok(())
+        })?;
+        names.iter().try_for_each(|name| self.index.unlink(name))
     }
 
     /// A name in [`Self::staging`] that nothing else has.

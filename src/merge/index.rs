@@ -13,7 +13,7 @@ use crate::format::nlink::{Base, NlinkDiff};
 use crate::format::origin::Origin;
 use crate::layer::dir::Dir;
 use crate::layer::marks;
-use crate::layer::stack::{Stack, UPPER};
+use crate::layer::stack::Stack;
 use crate::sys::cred::Caller;
 use crate::sys::file::{self, Stat};
 use crate::sys::handle;
@@ -39,7 +39,7 @@ pub fn origin_of(stack: &Stack, dir: &Dir, name: &OsStr) -> Result<Option<Origin
 
 /// The copy of the lower file with this origin, if it was copied up: its index entry and state.
 pub fn find(stack: &Stack, origin: &Origin) -> Result<Option<(Indexed, Stat)>> {
-    let (Ok(work), Some(name)) = (stack.work(UPPER), origin.index_name()) else { return Ok(None) };
+    let (Ok(work), Some(name)) = (stack.work(stack.upper()), origin.index_name()) else { return Ok(None) };
     let index = work.index().fd()?;
     match file::stat_at(&index, &name) {
         // Index entries that are whiteouts or directories serve NFS export, which is not for us.
@@ -53,7 +53,7 @@ pub fn find(stack: &Stack, origin: &Origin) -> Result<Option<(Indexed, Stat)>> {
 
 /// How far the number of names in the union is from the upper inode's, as recorded.
 pub fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
-    let work = stack.work(UPPER)?;
+    let work = stack.work(stack.upper())?;
     let index = work.index().fd()?;
     let attr = Mark::Nlink.name(work.abilities().namespace);
     let value = xattr::get_opt(Target::At(index.as_fd(), name), attr)?;
@@ -69,24 +69,24 @@ pub fn lacks_data(stack: &Stack, entry: &Indexed, copy: &Stat) -> Result<bool> {
     if copy.kind() != FileType::RegularFile || copy.size == 0 {
         return Ok(false);
     }
-    marks::is_metacopy(stack.work(UPPER)?.index().fd()?, &entry.name, stack.namespace())
+    marks::is_metacopy(stack.work(stack.upper())?.index().fd()?, &entry.name, stack.namespace())
 }
 
 /// Records how far the number of names in the union is from the upper inode's.
 pub fn store_diff(stack: &Stack, name: &OsStr, diff: i64) -> Result<()> {
-    let work = stack.work(UPPER)?;
+    let work = stack.work(stack.upper())?;
     let value = NlinkDiff { base: Base::Upper, diff }.encode();
     work.index().set_mark(name, Mark::Nlink, work.abilities().namespace, &value)
 }
 
 /// Drops the index entry of a file whose last name is gone.
 pub fn remove(stack: &Stack, name: &OsStr) -> Result<()> {
-    stack.work(UPPER)?.index().unlink(name)
+    stack.work(stack.upper())?.index().unlink(name)
 }
 
 /// How many names of the lower file with this origin are gone from the union, while it is not copied up.
 pub fn gone(stack: &Stack, origin: &Origin) -> Result<u32> {
-    let (Ok(work), Some(name)) = (stack.work(UPPER), origin.index_name()) else { return Ok(0) };
+    let (Ok(work), Some(name)) = (stack.work(stack.upper()), origin.index_name()) else { return Ok(0) };
     match file::readlink(work.gone().fd()?, &name) {
         Ok(count) => Ok(count.to_str().and_then(|c| c.parse().ok()).unwrap_or(0)),
         Err(Errno::NOENT | Errno::INVAL) => Ok(0),
@@ -97,7 +97,7 @@ pub fn gone(stack: &Stack, origin: &Origin) -> Result<u32> {
 /// Records how many names are gone; 0 removes the record. As the target of a symlink, it is written and
 /// replaced in one step.
 pub fn store_gone(stack: &Stack, origin: &Origin, count: u32) -> Result<()> {
-    let (work, Some(name)) = (stack.work(UPPER)?, origin.index_name()) else { return Ok(()) };
+    let (work, Some(name)) = (stack.work(stack.upper())?, origin.index_name()) else { return Ok(()) };
     if count == 0 {
         return match work.gone().unlink(&name) {
             Err(Errno::NOENT) => Ok(()),
@@ -111,5 +111,5 @@ pub fn store_gone(stack: &Stack, origin: &Origin, count: u32) -> Result<()> {
 
 /// Whether lower hardlinks of this type can be kept together: index entries need xattrs.
 pub fn usable(stack: &Stack, kind: FileType) -> bool {
-    stack.work(UPPER).is_ok_and(|w| w.abilities().marks(kind))
+    stack.work(stack.upper()).is_ok_and(|w| w.abilities().marks(kind))
 }

@@ -64,7 +64,7 @@ pub fn list(stack: &Stack, parts: &Parts, for_user: bool) -> Result<Vec<Entry>> 
             // Init files that came from the upper have one as well; there are few.
             let is_dir = kind == FileType::Directory;
             let indirect = match role {
-                Role::Upper => dir.impure() || is_dir,
+                Role::Upper | Role::Frozen => dir.impure() || is_dir,
                 Role::Init => !is_dir,
                 Role::Lower => false,
             };

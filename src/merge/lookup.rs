@@ -355,7 +355,7 @@ pub fn hidden_below(stack: &Stack, parts: &Parts, layer: LayerId, name: &OsStr) 
 
 /// The root directory's parts: those of all layers, down to the first that is opaque.
 pub fn root(stack: &Stack) -> Result<DirFound> {
-    root_from(stack, 0)
+    root_from(stack, stack.upper())
 }
 
 /// The root directory as the layers from `first` down make it.
@@ -364,7 +364,7 @@ pub fn root(stack: &Stack) -> Result<DirFound> {
 /// ENOENT when there are none; those of reading the layers.
 pub fn root_from(stack: &Stack, first: LayerId) -> Result<DirFound> {
     let mut found: Option<DirFound> = None;
-    for root in stack.roots().skip(usize::from(first)) {
+    for root in stack.roots().filter(|root| root.layer() >= first) {
         let mut marks = marks::read(root.fd()?, stack.namespace())?;
         marks.opaque |= stack.has_wh_names(root.layer()) && marks::has_wh_opaque(root.fd()?)?;
         if marks.impure {

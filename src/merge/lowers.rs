@@ -164,6 +164,11 @@ impl Lowers {
     }
 }
 
+/// How many rows are kept by this process.
+pub fn kept_rows() -> usize {
+    KEPT.load(Ordering::Relaxed)
+}
+
 impl Drop for Lowers {
     fn drop(&mut self) {
         KEPT.fetch_sub(self.rows.len(), Ordering::Relaxed);

@@ -11,10 +11,11 @@ use crate::layer::stack::{Role, Stack};
 use crate::merge::lookup::{DirFound, Other};
 
 /// The number of a directory: that of its topmost part below the upper, since the part in the upper
-/// comes and goes; a purely upper one has its own.
+/// comes and goes; a purely upper one has its own, and keeps it when the upper is frozen and it gets a part in the
+/// next one.
 pub fn of_dir(stack: &Stack, dir: &DirFound) -> u64 {
-    let lasting = dir.parts.iter().find(|p| stack.role(p.layer()) != Role::Upper);
-    let (dev, ino) = lasting.or(dir.parts.first()).map_or((0, 0), |p| p.id());
+    let lasting = dir.parts.iter().find(|p| matches!(stack.role(p.layer()), Role::Init | Role::Lower));
+    let (dev, ino) = lasting.or(dir.parts.last()).map_or((0, 0), |p| p.id());
     stack.identity().compose(dev, ino)
 }
 

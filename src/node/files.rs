@@ -98,6 +98,11 @@ impl<T> Handles<T> {
         self.map.remove(&fh).map(|(_, thing)| thing)
     }
 
+    /// All that are open.
+    pub fn all(&self) -> Vec<Arc<T>> {
+        self.map.iter().map(|entry| entry.value().clone()).collect()
+    }
+
     /// How many are open.
     pub fn len(&self) -> usize {
         self.map.len()

@@ -22,13 +22,15 @@ pub struct Io {
     written: bool,
     /// The kernel may have mapped it for writing by itself; a mapping outlives its handle.
     mappable: bool,
+    /// What the kernel passes through to can be changed no more: the layer was frozen.
+    frozen: bool,
     /// A real file that is open, with its device and inode number.
     real: Option<((u64, u64), Arc<OwnedFd>)>,
 }
 
 /// The state of a file that is not open and to which nothing has happened.
 pub(super) static NOTHING: Io =
-    Io { cached: 0, passed: 0, backing: None, written: false, mappable: false, real: None };
+    Io { cached: 0, passed: 0, backing: None, written: false, mappable: false, frozen: false, real: None };
 
 impl std::fmt::Debug for Io {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -65,6 +67,17 @@ impl Io {
         self.mappable
     }
 
+    /// The layer of what is passed through to is frozen: until the last of these handles is closed, all that are
+    /// opened read that, so nothing else may be written.
+    pub fn freeze(&mut self) {
+        self.frozen = self.passed > 0;
+    }
+
+    /// Whether handles are open that read a file of a frozen layer without us.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
     /// Records that the kernel may map the file for writing by itself, for as long as it knows the file.
     /// Gives whether that is new.
     pub fn set_mappable(&mut self) -> bool {
@@ -98,6 +111,7 @@ impl Io {
     pub fn close(&mut self, passed: bool) -> (Option<Backing>, Option<Arc<OwnedFd>>) {
         let count = if passed { &mut self.passed } else { &mut self.cached };
         *count = count.saturating_sub(1);
+        self.frozen &= self.passed > 0;
         let backing = if passed && self.passed == 0 { self.backing.take() } else { None };
         let real = if self.passed == 0 && self.cached == 0 { self.real.take() } else { None };
         (backing, real.map(|(_, fd)| fd))

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI16, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -123,8 +123,8 @@ pub struct Node {
     pub names: RwLock<()>,
     /// Anything but a directory: held while a name is added or taken away and the number of names with it.
     pub counting: Mutex<()>,
-    layer: AtomicU16,
-    content: AtomicU16,
+    layer: AtomicI16,
+    content: AtomicI16,
     /// It goes, and its names with it.
     parted: bool,
     /// The file is known to have no `security.capability`.
@@ -178,8 +178,8 @@ impl Node {
             copying: Mutex::new(()),
             names: RwLock::new(()),
             counting: Mutex::new(()),
-            layer: AtomicU16::new(layer),
-            content: AtomicU16::new(content),
+            layer: AtomicI16::new(layer),
+            content: AtomicI16::new(content),
             parted: false,
             powerless: AtomicBool::new(false),
             state: RwLock::new(state),

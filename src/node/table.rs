@@ -112,6 +112,11 @@ impl Table {
         self.gone.lock().get(ino)
     }
 
+    /// All nodes.
+    pub fn all(&self) -> Vec<Arc<Node>> {
+        self.slots.iter().filter_map(|slot| slot.node()).collect()
+    }
+
     /// Number of nodes.
     pub fn len(&self) -> usize {
         self.slots.len()

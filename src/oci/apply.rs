@@ -5,13 +5,15 @@
 //! the next try removes.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use rustix::fs::RenameFlags;
 
+use super::ahead::{self, Ahead};
 use super::codec::{Compression, Decoder};
 use super::digest::{Digest, Digesting};
 use super::ids::IdMap;
@@ -187,13 +189,54 @@ fn below(lowers: &[PathBuf]) -> Outcome<Option<Stack>> {
     stack.map(Some).map_err(|e| MountError::System(format!("the lower layers cannot be put together: {e}")))
 }
 
+/// Digests and sizes of what was read.
+struct Summed {
+    diff_id: Digest,
+    archive_size: u64,
+    digest: Digest,
+    size: u64,
+}
+
+/// Reads to the end, and hands on what is read. An archive without compression has one digest.
+fn read_all(decoder: Decoder<Digesting<impl Read>>, to: &SyncSender<ahead::Piece>) -> io::Result<Summed> {
+    let mut decoder = decoder;
+    if decoder.compression() == Compression::None {
+        ahead::send(&mut decoder, to);
+        let (_, digest, size) = decoder.finish()?.finish();
+        return Ok(Summed { diff_id: digest, archive_size: size, digest, size });
+    }
+    let mut digesting = Digesting::new(decoder);
+    ahead::send(&mut digesting, to);
+    let (decoder, diff_id, archive_size) = digesting.finish();
+    let (_, digest, size) = decoder.finish()?.finish();
+    Ok(Summed { diff_id, archive_size, digest, size })
+}
+
+/// Makes the tree. Gives notes, and whether it depends on the layers below.
+fn unpack(
+    from: Ahead,
+    staging: &Staging,
+    lowers: Option<&Stack>,
+    wanted: &Wanted,
+) -> Result<(Vec<String>, bool), Fault> {
+    let mut reader = Reader::new(from, wanted.limits);
+    let mut unpack = Unpack::new(&staging.work, staging.root.clone(), lowers, wanted);
+    while let Some(entry) = reader.next_entry()? {
+        unpack.entry(&entry, &mut reader)?;
+    }
+    let done = unpack.finish()?;
+    // What follows the archive counts for the digest.
+    reader.finish()?;
+    Ok(done)
+}
+
 /// Applies the archive that `from` gives, called `name` in complaints, as the directory `target`, which must not be
 /// there, or be empty.
 ///
 /// # Errors
 /// A sentence that names the entry that is refused. `target` is as it was then.
 pub fn apply(
-    from: impl Read,
+    from: impl Read + Send,
     name: &Path,
     target: &Path,
     wanted: &Wanted,
@@ -205,14 +248,15 @@ pub fn apply(
     let watched = Watched::new(from, watch);
     let decoder = Decoder::new(Digesting::new(watched)).map_err(|e| refuse(e.into()))?;
     let compression = decoder.compression();
-    let mut reader = Reader::new(Digesting::new(decoder), wanted.limits);
-    let mut unpack = Unpack::new(&staging.work, staging.root.clone(), lowers.as_ref(), wanted);
-    while let Some(entry) = reader.next_entry().map_err(refuse)? {
-        unpack.entry(&entry, &mut reader).map_err(refuse)?;
-    }
-    let (notes, depends) = unpack.finish().map_err(refuse)?;
-    let (decoder, diff_id, archive_size) = reader.finish().map_err(refuse)?.finish();
-    let (_, digest, size) = decoder.finish().map_err(|e| refuse(e.into()))?.finish();
+    let (to, pieces) = sync_channel(ahead::WAITING);
+    let (unpacked, read) = std::thread::scope(|scope| {
+        let reading = scope.spawn(move || read_all(decoder, &to));
+        let unpacked = unpack(Ahead::new(pieces), &staging, lowers.as_ref(), wanted).map_err(refuse);
+        (unpacked, reading.join())
+    });
+    let (notes, depends) = unpacked?;
+    let read = read.map_err(|_| refuse(Fault::Archive("cannot be read: its reader has failed".into())))?;
+    let Summed { diff_id, archive_size, digest, size } = read.map_err(|e| refuse(e.into()))?;
     for (what, wanted, found) in [("digest", wanted.digest, digest), ("diff ID", wanted.diff_id, diff_id)] {
         if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
             let reason = format!("has the {what} {found}, not {wanted}; get it anew");

@@ -32,6 +32,8 @@ pub struct Written {
     pub entries: u64,
     /// Sockets, which have no form in an archive.
     pub left_out: Vec<PathBuf>,
+    /// Files that were changed after their attributes were read.
+    pub changed: Vec<PathBuf>,
 }
 
 /// How many bytes of content the changes have.
@@ -159,8 +161,15 @@ impl<W: Write> Layer<'_, W> {
         let kind = match st.kind() {
             FileType::RegularFile => {
                 let content = File::from(open_data(&Data::of(other))?);
+                let real = content.try_clone()?;
                 let content = Watched::new(content, self.watch);
-                return self.add(entry(path, EntryKind::File(st.size), st, xattrs), content);
+                self.add(entry(path, EntryKind::File(st.size), st, xattrs), content)?;
+                // Of one that has its data in a lower, the attributes are elsewhere.
+                let now = file::stat_fd(&real)?;
+                if other.data.is_none() && (now.size, now.mtime, now.ctime) != (st.size, st.mtime, st.ctime) {
+                    self.written.changed.push(change.path.clone());
+                }
+                return Ok(());
             }
             FileType::Symlink => EntryKind::Symlink(file::readlink(other.dir.fd()?, &other.name)?.into_vec()),
             FileType::CharacterDevice => EntryKind::Char(major(device), minor(device)),

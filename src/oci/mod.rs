@@ -1,6 +1,7 @@
 //! Layers as images: what an upper changes, layer archives in the form of the OCI image specification, and a
 //! store of images. Works on layers at rest and without a mount.
 
+mod ahead;
 pub mod apply;
 pub mod attributes;
 pub mod codec;
@@ -18,7 +19,7 @@ mod unpack;
 use std::io::{self, Read};
 
 /// Is told how far a long piece of work has come.
-pub trait Watch: std::fmt::Debug {
+pub trait Watch: std::fmt::Debug + Sync {
     /// Something begins, of so many bytes when that is known.
     fn begin(&self, what: &str, bytes: Option<u64>);
     /// So many bytes more are done.

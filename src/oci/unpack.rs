@@ -359,6 +359,19 @@ impl<'a> Unpack<'a> {
 
     fn other(&mut self, dir: &Writable, name: &OsStr, entry: &Entry, content: &mut impl Read) -> Done {
         let daemon = Caller::daemon();
+        if let EntryKind::File(size) = entry.kind {
+            // Most names are new: nothing must make room. With its mode at once, which nobody else gets to see.
+            let mode = (entry.mode & 0o777) | 0o200;
+            let fd = match dir.create(name, OFlags::WRONLY, mode, &daemon) {
+                Err(Errno::EXIST) => {
+                    self.clear(dir, name)?;
+                    dir.create(name, OFlags::WRONLY, mode, &daemon)?
+                }
+                other => other?,
+            };
+            self.fill(&fd, size, content)?;
+            return self.attributes(&fd, entry);
+        }
         self.clear(dir, name)?;
         let device = |major: u32, minor: u32| match makedev(major, minor) {
             // As it stands it would be a whiteout.
@@ -366,11 +379,6 @@ impl<'a> Unpack<'a> {
             device => device,
         };
         let object: OwnedFd = match &entry.kind {
-            EntryKind::File(size) => {
-                let fd = dir.create(name, OFlags::WRONLY, 0o600, &daemon)?;
-                self.fill(&fd, *size, content)?;
-                fd
-            }
             EntryKind::Symlink(target) => {
                 dir.symlink(name, OsStr::from_bytes(target), &daemon)?;
                 file::open_path(dir.fd()?, name)?
@@ -397,7 +405,9 @@ impl<'a> Unpack<'a> {
                 }
                 file::open_path(dir.fd()?, name)?
             }
-            EntryKind::Dir | EntryKind::Hardlink(_) => return refused("has an impossible type"),
+            EntryKind::File(_) | EntryKind::Dir | EntryKind::Hardlink(_) => {
+                return refused("has an impossible type");
+            }
         };
         self.attributes(&object, entry)
     }
@@ -446,7 +456,9 @@ impl<'a> Unpack<'a> {
             }
         }
         self.xattrs(&object, entry)?;
-        if now.kind() != FileType::Symlink {
+        // chown(2) clears bits, an ACL changes them.
+        let changed = (now.uid, now.gid) != (uid, gid) || !entry.xattrs.is_empty();
+        if now.kind() != FileType::Symlink && (changed || now.mode & 0o7777 != entry.mode) {
             file::chmod_fd(&object, entry.mode)?;
         }
         let (seconds, nanos) = entry.mtime;

@@ -211,6 +211,24 @@ pub fn readlink(dir: impl AsFd, name: &OsStr) -> Result<OsString> {
     rustix::fs::readlinkat(dir, name, Vec::new()).map(|s| OsString::from_vec(s.into_bytes()))
 }
 
+/// Whether anybody has the regular file behind `fd`, a descriptor for reading, open for writing, or mapped so. Told
+/// by a lease for reading, which the kernel gives only when nobody has (fcntl(2), `F_SETLEASE`).
+///
+/// # Errors
+/// Those of fcntl(2): EACCES for the file of another user without CAP_LEASE, EINVAL where there are no leases.
+pub fn is_open_for_writing(fd: impl AsFd) -> Result<bool> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the argument is a plain number.
+    let lease = |kind: i32| unsafe { libc::fcntl(fd, libc::F_SETLEASE, kind) == 0 };
+    if !lease(libc::F_RDLCK) {
+        return match super::last_errno() {
+            Errno::AGAIN => Ok(true),
+            e => Err(e),
+        };
+    }
+    if lease(libc::F_UNLCK) { Ok(false) } else { Err(super::last_errno()) }
+}
+
 /// Sets owner and group of the object behind a descriptor (O_PATH too); `None` leaves it.
 pub fn chown_fd(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     let uid = uid.map(rustix::fs::Uid::from_raw);

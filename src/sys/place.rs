@@ -108,6 +108,26 @@ fn by_way_of(dirs: &[&OwnedFd], clone: impl FnOnce(OwnedFd) -> Result<OwnedFd>) 
     dirs.iter().zip(&paths).map(again).collect()
 }
 
+/// The directory that lies `below` the one `up` directories above `from`, on the same mount as that and without a
+/// symlink on the way.
+///
+/// # Errors
+/// Those of open(2); EXDEV for another mount, ELOOP for a symlink.
+pub fn reach(from: impl AsFd, up: usize, below: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = rustix::fs::openat(from, ".", flags, Mode::empty())?;
+    let mount = mount_id(&at);
+    for _ in 0..up {
+        at = rustix::fs::openat(&at, "..", flags, Mode::empty())?;
+    }
+    if mount_id(&at) != mount {
+        return Err(Errno::XDEV);
+    }
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat2(&at, below, flags, Mode::empty(), resolve)
+}
+
 /// Pins a directory that the user names, without the right to read it.
 ///
 /// # Errors
@@ -175,7 +195,11 @@ fn met(fd: BorrowedFd<'_>) -> Result<Met> {
     Ok((file_id(fd)?, mount_id(fd)))
 }
 
-fn file_id(fd: impl AsFd) -> Result<FileId> {
+/// Device and inode number of what is behind a descriptor.
+///
+/// # Errors
+/// Those of fstat(2).
+pub fn file_id(fd: impl AsFd) -> Result<FileId> {
     rustix::fs::fstat(fd).map(|st| (st.st_dev, st.st_ino))
 }
 

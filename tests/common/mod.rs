@@ -85,6 +85,8 @@ pub struct Union {
     lowers: usize,
     init: bool,
     read_only: bool,
+    /// How often the upper was frozen.
+    frozen: usize,
     options: Vec<String>,
     watchdog: Option<Watchdog>,
 }
@@ -97,7 +99,7 @@ impl Union {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         let watchdog = Some(Watchdog::new(dir.path()));
-        Self { dir, lowers, init: false, read_only: false, options: Vec::new(), watchdog }
+        Self { dir, lowers, init: false, read_only: false, frozen: 0, options: Vec::new(), watchdog }
     }
 
     /// The layers of another one, its upper the topmost, as the lowers below a new upper.
@@ -162,7 +164,20 @@ impl Union {
 
     /// A path in the upper layer.
     pub fn upper(&self, rel: impl AsRef<Path>) -> PathBuf {
-        self.dir.path().join("upper").join(rel)
+        self.past_upper(self.frozen, rel)
+    }
+
+    /// A path in what was the upper when it had been frozen `n` times.
+    pub fn past_upper(&self, n: usize, rel: impl AsRef<Path>) -> PathBuf {
+        let name = if n == 0 { "upper".to_owned() } else { format!("upper.{n}") };
+        self.dir.path().join(name).join(rel)
+    }
+
+    /// Freezes the upper of the mount.
+    pub fn freeze(&mut self) -> Output {
+        let out = unionfs().args(["commit", "--freeze", "--json"]).arg(self.mnt()).output().unwrap();
+        self.frozen += usize::from(out.status.success());
+        out
     }
 
     /// A path in the init layer.
@@ -172,7 +187,8 @@ impl Union {
 
     /// A path in the work directory.
     pub fn work(&self, rel: impl AsRef<Path>) -> PathBuf {
-        self.dir.path().join("work").join(rel)
+        let name = if self.frozen == 0 { "work".to_owned() } else { format!(".upper.{}.work", self.frozen) };
+        self.dir.path().join(name).join(rel)
     }
 
     /// A path in the mount.
@@ -188,11 +204,12 @@ impl Union {
     /// The lowers as the command line takes them.
     pub fn lower_list(&self) -> OsString {
         let mut list = OsString::new();
-        for i in 0..self.lowers {
-            if i > 0 {
+        let frozen = (0..self.frozen).rev().map(|n| self.past_upper(n, ""));
+        for layer in frozen.chain((0..self.lowers).map(|i| self.lower(i, ""))) {
+            if !list.is_empty() {
                 list.push(":");
             }
-            list.push(self.lower(i, ""));
+            list.push(layer);
         }
         list
     }

@@ -10,6 +10,7 @@ mod acl;
 mod common;
 mod extras;
 mod flat;
+mod freeze;
 mod layers;
 mod mapper;
 mod ops;
@@ -139,49 +140,66 @@ fn run(case: &Case) -> Result<(), String> {
     attempt(case, &mut done).map_err(|e| format!("{e}\nafter\n  {}", done.join("\n  ")))
 }
 
+impl Pair {
+    /// The layers of a case, mounted, and a flat copy.
+    fn new(case: &Case) -> Self {
+        let lowers = case.layers.len() - usize::from(case.init);
+        let mut union = Union::new(lowers).option(case.option);
+        if case.init {
+            union = union.with_init();
+        }
+        let mut paths: Vec<_> = case.init.then(|| union.init("")).into_iter().collect();
+        paths.extend((0..lowers).map(|i| union.lower(i, "")));
+        for (i, (path, entries)) in paths.iter().zip(&case.layers).enumerate() {
+            // A hardlinked file of an init layer cannot leave it, which a flat directory does not know.
+            layers::build(path, entries, !(case.init && i == 0));
+        }
+        extras::add(&paths, &case.extras);
+        let flat = union.dir().join("flat");
+        flat::flatten(&paths, &flat);
+        // For operations of other users.
+        common::files::chmod(union.dir(), 0o755);
+        for root in [&union.upper(""), &flat] {
+            common::files::chmod(root, 0o777);
+        }
+        union.mount();
+        let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
+        Self { union, flat, begin }
+    }
+
+    /// Remounts, if that is what is to be done.
+    fn remounts(
+        &mut self,
+        case: &Case,
+        op: &Step,
+        processes: &mut (Process, Process),
+        log: &mut Vec<String>,
+    ) -> bool {
+        if !matches!(op, Step::Plain(Op::Remount) | Step::Special(Special::Remount { .. })) {
+            return false;
+        }
+        processes.0.let_go();
+        processes.1.let_go();
+        log.push(format!("{op:?}"));
+        if let Step::Special(Special::Remount { option }) = op
+            && case.option != NO_REDIRECTS
+        {
+            self.union.set_options(&[option]);
+        }
+        self.union.remount();
+        true
+    }
+}
+
 fn attempt(case: &Case, log: &mut Vec<String>) -> Result<(), String> {
-    let lowers = case.layers.len() - usize::from(case.init);
-    let mut union = Union::new(lowers).option(case.option);
-    if case.init {
-        union = union.with_init();
-    }
-    let mut paths: Vec<_> = case.init.then(|| union.init("")).into_iter().collect();
-    paths.extend((0..lowers).map(|i| union.lower(i, "")));
-    for (i, (path, entries)) in paths.iter().zip(&case.layers).enumerate() {
-        // A hardlinked file of an init layer cannot leave it, which a flat directory does not know.
-        layers::build(path, entries, !(case.init && i == 0));
-    }
-    extras::add(&paths, &case.extras);
-    let flat = union.dir().join("flat");
-    flat::flatten(&paths, &flat);
-    // For operations of other users.
-    common::files::chmod(union.dir(), 0o755);
-    for root in [&union.upper(""), &flat] {
-        common::files::chmod(root, 0o777);
-    }
-    union.mount();
-    let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
-    let mut pair = Pair { union, flat, begin };
+    let mut pair = Pair::new(case);
     let mut processes = (Process::default(), Process::default());
     pair.compare("before any operation")?;
     for (i, op) in case.ops.iter().enumerate() {
-        match op {
-            Step::Plain(Op::Remount) | Step::Special(Special::Remount { .. }) => {
-                processes.0.let_go();
-                processes.1.let_go();
-                log.push(format!("{op:?}"));
-                if let Step::Special(Special::Remount { option }) = op
-                    && case.option != NO_REDIRECTS
-                {
-                    pair.union.set_options(&[option]);
-                }
-                pair.union.remount();
-            }
-            Step::Plain(Op::Check) => pair.compare(&format!("before operation {i}"))?,
-            op => {
-                pair.step(case, op, &mut processes, log).map_err(|e| format!("operation {i}, {op:?}: {e}"))?
-            }
+        if pair.remounts(case, op, &mut processes, log) {
+            continue;
         }
+        pair.step(case, op, &mut processes, log).map_err(|e| format!("operation {i}, {op:?}: {e}"))?;
     }
     pair.compare("at the end")?;
     drop(processes);
@@ -200,6 +218,9 @@ impl Pair {
         processes: &mut (Process, Process),
         log: &mut Vec<String>,
     ) -> Result<(), String> {
+        if matches!(step, Step::Plain(Op::Check)) {
+            return self.compare("before");
+        }
         let listing = Listing::new(&self.flat);
         let here = special::apply(step, &self.union.mnt(), &listing, &mut processes.0, self.begin);
         let result = here.as_ref().map_or_else(|e| format!("{e:?}"), |_| "ok".into());

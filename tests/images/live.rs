@@ -82,12 +82,24 @@ fn inspects_mounts_and_paths() {
     put(union.init("etc/hosts"), "init");
     let union = union.mounted();
     put(union.at("etc/passwd"), "changed");
+    std::io::Write::write_all(
+        &mut std::fs::File::options().append(true).open(union.at("usr/lib/x")).unwrap(),
+        b"more",
+    )
+    .unwrap();
     std::fs::remove_file(union.at("etc/group")).unwrap();
     std::fs::rename(union.at("usr/lib"), union.at("moved")).unwrap();
     let mount = json(&[Path::new("inspect"), Path::new("--json"), &union.mnt()]);
     let roles: Vec<&str> =
         mount["layers"].as_array().unwrap().iter().map(|l| l["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["rw", "init", "ro", "ro"]);
+    let statistics = &mount["statistics"];
+    // The directory etc, the file, and usr and lib.
+    assert!(statistics["copied_up"].as_f64().unwrap() >= 4.0, "{mount}");
+    assert_eq!(statistics["copied_bytes"].as_f64().unwrap(), 5.0, "{mount}");
+    for name in ["nodes", "open_files", "open_directories", "kept_names", "passthrough", "listings"] {
+        assert!(statistics[name].is_number(), "{name}: {mount}");
+    }
     assert!(mount["statistics"]["request rename"].as_f64().unwrap() >= 1.0, "{mount}");
     let lines = |path: &str| {
         let out = unionfs().arg("inspect").arg(union.at(path)).output().unwrap();

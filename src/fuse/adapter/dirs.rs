@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use zerocopy::IntoBytes;
 
-use super::{Adapter, convert};
+use super::{Within, convert};
 use crate::error::Result;
 use crate::fs::DirEntry;
 use crate::fuse::message::{Body, Request};
@@ -13,7 +13,7 @@ use crate::fuse::wire::{self, Dirent, EntryOut};
 /// Entries begin on multiples of this.
 const ALIGN: usize = 8;
 
-impl Adapter {
+impl Within<'_> {
     pub(super) fn readdir(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let given: wire::ReadIn = request.fixed()?;
         self.fs.readdir(request.header.nodeid, given.offset, &mut |entry| {
@@ -29,7 +29,7 @@ impl Adapter {
         let files = given.offset > 0 || {
             let wish = self.readers.lists(request.header.pid, ino);
             if wish.content {
-                self.ahead.read(&self.fs, ino, None);
+                self.ahead.read(&self.gate, ino, None);
             }
             wish.attributes
         };

@@ -1,6 +1,6 @@
 //! Open files.
 
-use super::{Adapter, ioctl};
+use super::{Within, ioctl};
 use crate::error::Result;
 use crate::fs::Opened;
 use crate::fuse::message::{Body, Request};
@@ -8,7 +8,7 @@ use crate::fuse::stats::Op;
 use crate::fuse::wire::{self, fopen};
 use crate::sys::fuse::BackingFile;
 
-impl Adapter {
+impl Within<'_> {
     pub(super) fn open(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let flags = request.fixed::<wire::OpenIn>()?.flags.cast_signed();
         let ino = request.header.nodeid;
@@ -17,7 +17,7 @@ impl Adapter {
         if self.readers.opens(request.header.pid, opened.cold)
             && let Some(directory) = opened.cold
         {
-            self.ahead.read(&self.fs, directory, Some(ino));
+            self.ahead.read(&self.gate, directory, Some(ino));
         }
         body.put(&opened_out(&opened))
     }
@@ -88,7 +88,7 @@ impl Adapter {
     pub(super) fn ioctl(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let given: wire::IoctlIn = request.fixed()?;
         let ino = request.header.nodeid;
-        let done = ioctl::run(&self.fs, ino, given.cmd, request.rest())?;
+        let done = ioctl::run(self.fs, ino, given.cmd, request.rest())?;
         self.forget_attributes_if(done.changed, ino);
         body.put(&wire::IoctlOut::default())?;
         body.bytes(&done.answer)

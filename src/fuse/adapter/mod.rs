@@ -4,6 +4,7 @@ mod dirs;
 mod files;
 mod objects;
 
+use std::ops::Deref;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::wire::{self, EntryOut, InvalInodeOut, OutHeader};
 use super::{convert, ioctl};
 use crate::config::Options;
 use crate::error::{Errno, Result};
+use crate::fs::gate::Gate;
 use crate::fs::{Attr, Backing, UnionFs};
 use crate::sys::cred;
 use crate::sys::fuse::{BackingFile, Device};
@@ -26,7 +28,7 @@ use crate::sys::fuse::{BackingFile, Device};
 /// Serves the kernel's requests from a [`UnionFs`].
 #[derive(Debug)]
 pub struct Adapter {
-    fs: Arc<UnionFs>,
+    gate: Arc<Gate>,
     stats: Arc<Stats>,
     device: Arc<Device>,
     passthrough: bool,
@@ -37,9 +39,9 @@ pub struct Adapter {
 
 impl Adapter {
     /// An adapter for the connection behind `device`. `passthrough`: the kernel agreed to do I/O by itself.
-    pub fn new(fs: Arc<UnionFs>, device: Arc<Device>, passthrough: bool, options: &Options) -> Self {
+    pub fn new(gate: Arc<Gate>, device: Arc<Device>, passthrough: bool, options: &Options) -> Self {
         Self {
-            fs,
+            gate,
             stats: Arc::default(),
             device,
             passthrough,
@@ -77,10 +79,11 @@ impl Adapter {
         // What a panic may have left half done is the state behind the core's locks, which do not
         // poison: the next request sees it, as it would after an error at the same place.
         let result =
-            catch_unwind(AssertUnwindSafe(|| self.run(op, request, &mut body))).unwrap_or_else(|_| {
-                tracing::error!(op = op.name(), "a request handler panicked; answering EIO");
-                Err(Errno::IO)
-            });
+            catch_unwind(AssertUnwindSafe(|| self.within(&self.gate.enter()).run(op, request, &mut body)))
+                .unwrap_or_else(|_| {
+                    tracing::error!(op = op.name(), "a request handler panicked; answering EIO");
+                    Err(Errno::IO)
+                });
         match result {
             _ if matches!(op, Op::Forget | Op::BatchForget) => Outcome::Silent,
             Ok(()) => Outcome::Done(body.len()),
@@ -91,6 +94,28 @@ impl Adapter {
         }
     }
 
+    /// While a request is served.
+    fn within<'a>(&'a self, fs: &'a UnionFs) -> Within<'a> {
+        Within { fs, adapter: self }
+    }
+}
+
+/// An adapter that has entered the filesystem for a request.
+#[derive(Debug)]
+struct Within<'a> {
+    fs: &'a UnionFs,
+    adapter: &'a Adapter,
+}
+
+impl Deref for Within<'_> {
+    type Target = Adapter;
+
+    fn deref(&self) -> &Adapter {
+        self.adapter
+    }
+}
+
+impl Within<'_> {
     fn run(&self, op: Op, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         match op {
             Op::Lookup => self.lookup(request, body),
@@ -138,7 +163,9 @@ impl Adapter {
             Op::Releasedir | Op::Destroy => Ok(()),
         }
     }
+}
 
+impl Adapter {
     /// Makes a file known to the kernel for I/O without us. `None`: it goes through us.
     fn make_backing(&self, fd: BorrowedFd<'_>) -> Option<Backing> {
         if !self.passthrough {

@@ -3,12 +3,12 @@
 use rustix::fs::FileType;
 use zerocopy::FromBytes;
 
-use super::{Adapter, convert};
+use super::{Within, convert};
 use crate::error::{Errno, Result};
 use crate::fuse::message::{Body, Request};
 use crate::fuse::wire::{self, fattr};
 
-impl Adapter {
+impl Within<'_> {
     pub(super) fn lookup(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let entry = match self.fs.lookup(request.header.nodeid, request.name()?) {
             Ok(attr) => {
