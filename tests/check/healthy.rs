@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-use crate::common::{self, Union, skip, text, tree};
+use crate::common::{self, Union, files, skip, text, tree};
 use crate::ops::{self, Handles, Listing, Op};
 use crate::peer::Peer;
 use crate::{check, findings, layers, need_unionfs};
@@ -118,6 +118,16 @@ fn random_ours_with_an_init_layer() {
     ours(&[], true);
 }
 
+/// Opaque marks in the namespace that the kernel looks in with `userxattr`.
+fn marks_of_users(union: &Union) {
+    for path in (0..union.lowers()).flat_map(|i| layers::all(&union.lower(i, ""))) {
+        if path.symlink_metadata().is_ok_and(|m| m.is_dir()) && files::is_opaque(&path) {
+            rustix::fs::lremovexattr(&path, "trusted.overlay.opaque").unwrap();
+            files::set_xattr(&path, "user.overlay.opaque", b"y");
+        }
+    }
+}
+
 fn theirs(peer: Peer, args: &[&str], expected: &[&str]) {
     need_unionfs!();
     if let Some(reason) = peer.missing() {
@@ -125,6 +135,9 @@ fn theirs(peer: Peer, args: &[&str], expected: &[&str]) {
     }
     random(|case| {
         let mut union = build(case, peer.keeps_hardlinks());
+        if peer == Peer::KernelUser {
+            marks_of_users(&union);
+        }
         for ops in &case.rounds {
             peer.mount(&union);
             work(&union, ops, peer.bears_fifos());
