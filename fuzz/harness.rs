@@ -33,7 +33,8 @@ thread_local! {
 
 impl Yard {
     fn new() -> Self {
-        let below = std::env::var_os("UNIONFS_FUZZ_DIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
+        let below =
+            std::env::var_os("UNIONFS_FUZZ_DIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
         let below = if below.is_dir() { below } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("unionfs-fuzz").tempdir_in(below).unwrap();
         std::fs::create_dir(dir.path().join("outside")).unwrap();
@@ -244,7 +245,10 @@ pub fn formats(data: &[u8]) {
                 assert_eq!(name.as_bytes(), value);
             }
             Some(redirect::Redirect::Absolute(path)) => {
-                assert!(path.iter().all(|name| !name.as_bytes().contains(&b'/') && name != ".." && !name.is_empty()));
+                assert!(
+                    path.iter()
+                        .all(|name| !name.as_bytes().contains(&b'/') && name != ".." && !name.is_empty())
+                );
                 let encoded = redirect::Redirect::encode_absolute(path.iter().map(AsRef::as_ref));
                 assert!(encoded.is_none_or(|e| e == value));
             }
@@ -362,7 +366,11 @@ pub fn layers(data: &[u8]) {
                 0x30 => {
                     // A name that the input chooses, in the layer or in the work directory.
                     let name: Vec<u8> = value.into_iter().filter(|b| *b != 0 && *b != b'/').collect();
-                    let dir = if how & 8 != 0 { all.join("work").join(["work", "index", "gone", "work"][usize::from(how & 3)]) } else { place };
+                    let dir = if how & 8 != 0 {
+                        all.join("work").join(["work", "index", "gone", "work"][usize::from(how & 3)])
+                    } else {
+                        place
+                    };
                     if !name.is_empty() && name != b"." && name != b".." {
                         let path = dir.join(OsStr::from_bytes(&name));
                         match how & 7 {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags, RenameFlags};
 
-use super::Report;
+use super::{NAMESPACES, Report, remove_opaque};
 use crate::error::{Errno, MountError, Outcome, Result};
 use crate::format::names::{self, Mark, Namespace};
 use crate::layer::at_rest::AtRest;
@@ -22,7 +22,6 @@ use crate::sys::xattr::{self, Target};
 
 /// Entries between two reports of progress.
 const STEP: u64 = 1000;
-const NAMESPACES: [Namespace; 2] = [Namespace::Trusted, Namespace::User];
 /// Permissions of whiteouts by name, as AUFS gives them.
 const WH_MODE: u32 = 0o444;
 
@@ -293,18 +292,6 @@ fn make_wh(dir: &Writable, name: &OsStr) -> Result<()> {
         Ok(_) | Err(Errno::EXIST) => Ok(()),
         Err(e) => Err(e),
     }
-}
-
-fn remove_opaque(dir: &Writable) -> Result<()> {
-    let attributes = NAMESPACES.map(|ns| Mark::Opaque.name(ns));
-    for attribute in attributes.into_iter().chain([OsStr::new(names::FUSE_OVERLAYFS_OPAQUE)]) {
-        let fd = dir.fd()?;
-        // Asked for first: what cannot be seen cannot be removed either.
-        if xattr::get_opt(Target::Fd(fd.as_fd()), attribute)?.is_some() {
-            dir.remove_attribute(None, attribute)?;
-        }
-    }
-    Ok(())
 }
 
 impl Visit for ToAufs {

@@ -12,13 +12,18 @@ mod work;
 
 pub use finding::{Class, Finding, Level, Place};
 
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use crate::config::{LayerPaths, Options};
-use crate::error::{Errno, MountError, Outcome};
+use crate::error::{Errno, MountError, Outcome, Result};
+use crate::format::names::{self, Mark, Namespace};
 use crate::layer::at_rest::AtRest;
 use crate::layer::look::look;
 use crate::layer::stack::Stack;
+use crate::layer::upper::Writable;
+use crate::sys::xattr::{self, Target};
 use origins::Origins;
 
 /// Is told what is found.
@@ -75,6 +80,9 @@ pub fn run(check: &Check<'_>, report: &mut dyn Report) -> Outcome<bool> {
     fds.init = init;
     let unusable = |e| MountError::System(format!("the layers cannot be put together: {e}"));
     let stack = Stack::open_unchanged(fd, fds, check.options).map_err(unusable)?;
+    if stack.roots().next().map(|r| r.id()) != Some(rest.upper().dir().id()) {
+        return Err(MountError::path("upper layer", upper, "was replaced by another directory; try again"));
+    }
     let origins = Origins::new(&stack).map_err(unusable)?;
     let mut context =
         Context { stack: &stack, rest: &rest, origins, lowers_known, repair: check.repair, report };
@@ -95,6 +103,22 @@ fn unreadable(upper: &Path, e: Errno) -> MountError {
         e => format!("or a layer below it cannot be read: {e}"),
     };
     MountError::path("upper layer", upper, reason)
+}
+
+/// Where marks may be.
+const NAMESPACES: [Namespace; 2] = [Namespace::Trusted, Namespace::User];
+
+/// Takes all opaque marks from a directory.
+fn remove_opaque(dir: &Writable) -> Result<()> {
+    let attributes = NAMESPACES.map(|ns| Mark::Opaque.name(ns));
+    for attribute in attributes.into_iter().chain([OsStr::new(names::FUSE_OVERLAYFS_OPAQUE)]) {
+        let fd = dir.fd()?;
+        // Asked for first: what cannot be seen cannot be removed either.
+        if xattr::get_opt(Target::Fd(fd.as_fd()), attribute)?.is_some() {
+            dir.remove_attribute(None, attribute)?;
+        }
+    }
+    Ok(())
 }
 
 /// What all parts of a check share.
@@ -120,7 +144,7 @@ impl Context<'_> {
         class: Class,
         place: Place,
         says: impl Into<String>,
-        step: impl FnOnce() -> Result<(), Errno>,
+        step: impl FnOnce() -> Result<()>,
     ) {
         let mut says = says.into();
         let wanted = match self.repair {

@@ -10,6 +10,10 @@ use crate::layer::stack::Stack;
 use crate::sys::file::{self, Stat};
 use crate::sys::handle;
 
+/// Filesystems that find every inode by its handle as long as it is there (`statfs(2)`): ext2 to ext4, XFS, Btrfs,
+/// tmpfs. Others may know those alone that are in use, as FUSE does.
+const RELIABLE: [rustix::fs::FsWord; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+
 /// The filesystems that the layers lie on.
 #[derive(Debug)]
 pub(super) struct Origins {
@@ -20,6 +24,7 @@ pub(super) struct Origins {
 struct Filesystem {
     dev: u64,
     uuid: Option<[u8; 16]>,
+    reliable: bool,
     root: Arc<Dir>,
 }
 
@@ -41,8 +46,10 @@ impl Origins {
         for root in stack.roots().chain(stack.data_roots()) {
             let dev = root.id().0;
             if !filesystems.iter().any(|f| f.dev == dev) {
-                let uuid = handle::fs_uuid(&*root.fd()?);
-                filesystems.push(Filesystem { dev, uuid, root: root.clone() });
+                let fd = root.fd()?;
+                let uuid = handle::fs_uuid(&*fd);
+                let reliable = RELIABLE.contains(&file::fs_type(&*fd)?);
+                filesystems.push(Filesystem { dev, uuid, reliable, root: root.clone() });
             }
         }
         Ok(Self { filesystems })
@@ -71,8 +78,8 @@ impl Origins {
         let open = || -> Result<OwnedFd> { handle::open(&*filesystem.root.fd()?, &origin.handle) };
         match open().and_then(file::stat_fd) {
             Ok(stat) if stat.nlink > 0 => Target::Object(stat),
-            Ok(_) | Err(Errno::STALE) => Target::Gone,
-            Err(_) => Target::Unknown,
+            Ok(_) | Err(Errno::STALE) if filesystem.reliable => Target::Gone,
+            _ => Target::Unknown,
         }
     }
 }

@@ -9,7 +9,7 @@ use rustix::fs::FileType;
 
 use super::finding::quoted;
 use super::origins::Target as Leads;
-use super::{Class, Context, Place};
+use super::{Class, Context, NAMESPACES, Place, remove_opaque};
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Mark, Namespace};
 use crate::format::origin::Origin;
@@ -78,7 +78,7 @@ struct Walk<'a, 'b> {
 /// Which mark an attribute is, and in which namespace.
 fn mark_of(attribute: &OsStr) -> Option<(Mark, Namespace)> {
     MARKS.iter().find_map(|mark| {
-        let ns = [Namespace::Trusted, Namespace::User].into_iter().find(|ns| mark.name(*ns) == attribute)?;
+        let ns = NAMESPACES.into_iter().find(|ns| mark.name(*ns) == attribute)?;
         Some((*mark, ns))
     })
 }
@@ -189,10 +189,8 @@ impl Walk<'_, '_> {
             },
         }
         if marks.opaque && known && !self.hides(parts, name) {
-            let ns = [self.own, other(self.own)];
             self.context.mend(Class::OpaqueOfNothing, place, "no layer below has anything there", || {
-                ns.iter().try_for_each(|ns| below.remove_attribute(None, Mark::Opaque.name(*ns)))?;
-                below.remove_attribute(None, OsStr::new(names::FUSE_OVERLAYFS_OPAQUE))
+                remove_opaque(&below)
             });
         }
         let top = merged.dirs().first().cloned().unwrap_or(part);
@@ -438,13 +436,6 @@ impl Walk<'_, '_> {
             );
             self.context.tell(Class::ForeignMarks, place, says);
         }
-    }
-}
-
-fn other(ns: Namespace) -> Namespace {
-    match ns {
-        Namespace::Trusted => Namespace::User,
-        Namespace::User => Namespace::Trusted,
     }
 }
 
