@@ -86,7 +86,7 @@ fn apply_bytes(bytes: &[u8], limits: Limits, rootless: bool) {
         assert_eq!(applied.is_ok(), target.exists(), "{applied:?}");
         if applied.is_ok() {
             // What was made can be read as a layer, and no symlink in it is followed.
-            walk_layers(&[target.clone()], None);
+            walk_layers(std::slice::from_ref(&target), None);
             remove(&target);
         }
     });
