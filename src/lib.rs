@@ -11,9 +11,10 @@
 //! | 3 | [`copy_up`], [`node`] |
 //! | 4 | [`edit`] |
 //! | 5 | [`fs`] |
-//! | 6 | [`fuse`], [`oci`], [`inspect`] |
+//! | 6 | [`fuse`], [`oci`], [`inspect`], [`check`] |
 //! | 7 | [`cli`] |
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod copy_up;

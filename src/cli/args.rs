@@ -41,6 +41,8 @@ pub enum Command {
     Diff(super::diff::DiffArgs),
     /// Write what an upper layer has changed as a layer of an image
     Commit(super::commit::CommitArgs),
+    /// Check an upper layer for what is wrong on disk, repair it, convert its whiteouts
+    Check(super::check::CheckArgs),
     /// Make a directory to be mounted from a layer of an image
     Apply(super::apply::ApplyArgs),
     /// Show a union filesystem at work, on sample layers in a temporary directory
@@ -193,7 +195,14 @@ pub struct MountArgs {
 impl Args {
     /// The arguments of the process. Tells of a wrong usage, and ends the process then.
     pub fn read() -> Self {
-        Self::read_from(std::env::args_os()).unwrap_or_else(|e| e.exit())
+        Self::read_from(std::env::args_os()).unwrap_or_else(|e| {
+            // The statuses of fsck, of which 2 is another.
+            if e.use_stderr() && std::env::args_os().nth(1).is_some_and(|command| command == "check") {
+                let _ = e.print();
+                std::process::exit(super::check::USAGE.into());
+            }
+            e.exit()
+        })
     }
 
     fn read_from(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {

@@ -102,7 +102,7 @@ pub fn of_mount(mountpoint: &Path) -> Outcome<(LayerPaths, Options)> {
 }
 
 /// Where a mount of this upper keeps its work directory unless told otherwise, if it is there.
-fn default_work(upper: &Path) -> Option<PathBuf> {
+pub fn default_work(upper: &Path) -> Option<PathBuf> {
     let real = upper.canonicalize().ok()?;
     Some(real.parent()?.join(work_name(real.file_name()?))).filter(|work| work.is_dir())
 }

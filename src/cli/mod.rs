@@ -2,6 +2,7 @@
 
 mod apply;
 mod args;
+mod check;
 mod commit;
 mod demo;
 mod diff;
@@ -31,8 +32,8 @@ use std::process::ExitCode;
 use crate::error::MountError;
 
 /// Runs the command that the process was called with. A failure is told in one sentence on standard
-/// error and by exit status 1, or 125 for `run`, which passes on the status of a command; clap tells of a wrong
-/// usage itself, with status 2.
+/// error and by exit status 1, or 125 for `run`, which passes on the status of a command, or as fsck does for
+/// `check`; clap tells of a wrong usage itself, with status 2, or 16 for `check`.
 pub fn run() -> ExitCode {
     if helper::is_meant() {
         return end(helper::run());
@@ -49,6 +50,7 @@ pub fn run() -> ExitCode {
         args::Command::List(args) => list::run(&args),
         args::Command::Inspect(args) => inspect::run(&args),
         args::Command::Diff(args) => diff::run(&args),
+        args::Command::Check(args) => return check::run(&args),
     })
 }
 

@@ -26,6 +26,29 @@ impl Progress {
         Self { bar: Mutex::default(), lines: true }
     }
 
+    /// Begins something that is counted, without an end that is known; quiet but on a terminal.
+    pub fn begin_count(&self, what: &str) {
+        if !std::io::stderr().is_terminal() {
+            return;
+        }
+        let bar = ProgressBar::no_length();
+        if let Ok(style) = ProgressStyle::with_template("{msg} {human_pos} entries, {per_sec}") {
+            bar.set_style(style);
+        }
+        bar.set_message(what.to_owned());
+        self.replace(Some(bar));
+    }
+
+    /// So many more are done.
+    pub fn count(&self, entries: u64) {
+        self.step(entries);
+    }
+
+    /// All of them are done.
+    pub fn end_count(&self) {
+        self.replace(None);
+    }
+
     fn replace(&self, new: Option<ProgressBar>) {
         let old = match self.bar.lock() {
             Ok(mut bar) => std::mem::replace(&mut *bar, new),

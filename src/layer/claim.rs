@@ -16,9 +16,9 @@ use crate::sys::place::{self, FileId, Place, Places};
 
 const LOWER: &str = "lower layer";
 const DATA: &str = "data-only layer";
-const UPPER: &str = "upper layer";
+pub(super) const UPPER: &str = "upper layer";
 const INIT: &str = "init layer";
-const WORK: &str = "work directory";
+pub(super) const WORK: &str = "work directory";
 const INIT_WORK: &str = "work directory of the init layer";
 const MOUNT_POINT: &str = "mount point";
 
@@ -239,7 +239,7 @@ pub(super) fn open(layers: &LayerPaths) -> Result<Directories<Opened>, MountErro
     })
 }
 
-fn open_one(what: &'static str, path: &Path, places: &mut Places) -> Result<Opened, MountError> {
+pub(super) fn open_one(what: &'static str, path: &Path, places: &mut Places) -> Result<Opened, MountError> {
     let complain = |e| explain(what, path, e);
     let fd = place::open_named_dir(path).map_err(complain)?;
     let place = places.find(&fd).map_err(complain)?;
@@ -362,7 +362,24 @@ fn hold_by_clones(opened: &mut Directories<Opened>) -> Vec<OwnedFd> {
     trees
 }
 
-fn lock(dir: &Opened) -> Result<OwnedFd, MountError> {
+/// Takes the lock on a directory, waiting for a moment: a mount that was just ended holds on until its daemon has
+/// exited.
+///
+/// # Errors
+/// EWOULDBLOCK: a live mount has it.
+pub(super) fn lock_soon(dir: &OwnedFd) -> Result<(), Errno> {
+    let mut locked = place::lock(dir);
+    for _ in 0..LOCK_RETRIES {
+        if locked != Err(Errno::WOULDBLOCK) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        locked = place::lock(dir);
+    }
+    locked
+}
+
+pub(super) fn lock(dir: &Opened) -> Result<OwnedFd, MountError> {
     place::check_writable(&dir.fd).map_err(|e| {
         dir.at.error(match e {
             Errno::ROFS => "is on a read-only filesystem; choose a writable one, or mount --read-only".into(),
@@ -372,15 +389,7 @@ fn lock(dir: &Opened) -> Result<OwnedFd, MountError> {
             other => format!("cannot be used: {other}"),
         })
     })?;
-    let mut locked = place::lock(&dir.fd);
-    // A mount that was just ended holds on until its daemon has exited.
-    for _ in 0..LOCK_RETRIES {
-        if locked != Err(Errno::WOULDBLOCK) {
-            break;
-        }
-        std::thread::sleep(LOCK_PAUSE);
-        locked = place::lock(&dir.fd);
-    }
+    let locked = lock_soon(&dir.fd);
     locked.map_err(|e| {
         dir.at.error(match e {
             Errno::WOULDBLOCK => {

@@ -1,6 +1,7 @@
 //! One layer, and the stack of them. A lower layer offers no mutation; the upper's are in
 //! [`upper`], the only place that changes a layer.
 
+pub mod at_rest;
 pub mod claim;
 pub mod dir;
 pub mod fd_cache;

@@ -129,6 +129,26 @@ impl Writable {
         xattr::set(Target::Fd(fd.as_fd()), mark.name(ns), value, XattrFlags::empty())
     }
 
+    /// Removes an extended attribute of the entry `name`, or of the directory itself for `None`; that there is none
+    /// is no error.
+    pub fn remove_attribute(&self, name: Option<&OsStr>, attribute: &OsStr) -> Result<()> {
+        let fd = self.fd()?;
+        let target = match name {
+            Some(name) => Target::At(fd.as_fd(), name),
+            None => Target::Fd(fd.as_fd()),
+        };
+        match xattr::remove(target, attribute) {
+            Err(Errno::NODATA) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sets the access and modification times of the directory itself to those of `st`.
+    pub fn set_own_times(&self, st: &file::Stat) -> Result<()> {
+        let time = |(seconds, nanoseconds)| file::SetTime::At(seconds, nanoseconds);
+        file::utimes_fd(self.fd()?, time(st.atime), time(st.mtime))
+    }
+
     /// Flushes the directory to its device.
     pub fn sync(&self) -> Result<()> {
         rustix::fs::fsync(self.fd()?)

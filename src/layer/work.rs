@@ -276,17 +276,31 @@ fn inherit_nothing(work: &Writable) -> Result<()> {
 }
 
 fn clean(work: &Writable) -> Result<()> {
+    leftovers(work)?.iter().try_for_each(|name| remove_leftover(work, name))
+}
+
+/// What a crash has left in `work/`: what has a name as we and the kernel's overlayfs give, for the directory
+/// is the user's. The next mount removes it, and so does `unionfs check --repair`.
+///
+/// # Errors
+/// Those of reading the directory.
+pub fn leftovers(work: &Writable) -> Result<Vec<OsString>> {
     let mut names = Vec::new();
-    let fd = work.fd()?;
-    file::list(&fd, |name, _, _| {
-        names.push(name.to_owned());
+    file::list(work.fd()?, |name, _, _| {
+        if name.as_encoded_bytes().starts_with(b"#") {
+            names.push(name.to_owned());
+        }
         Ok(())
     })?;
-    // Only what has a name as we and the kernel's overlayfs give: the directory is the user's.
-    names
-        .iter()
-        .filter(|n| n.as_encoded_bytes().starts_with(b"#"))
-        .try_for_each(|name| remove_tree(&fd, name))
+    Ok(names)
+}
+
+/// Removes one of the [`leftovers`], with all that is below it.
+///
+/// # Errors
+/// Those of removing; what is removed by then stays so, and the rest can be removed again.
+pub fn remove_leftover(work: &Writable, name: &OsStr) -> Result<()> {
+    remove_tree(work.fd()?, name)
 }
 
 fn temp_name(next: &AtomicU64) -> OsString {

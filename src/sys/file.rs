@@ -346,6 +346,11 @@ fn list_by(fd: OwnedFd, mut each: impl FnMut(&OsStr, u64, FileType) -> Result<()
     Ok(())
 }
 
+/// The type of the filesystem, as the magic numbers of `statfs(2)`.
+pub fn fs_type(fd: impl AsFd) -> Result<rustix::fs::FsWord> {
+    rustix::fs::fstatfs(fd).map(|st| st.f_type)
+}
+
 /// Filesystem numbers as `statfs(2)` gives them.
 pub fn statfs(fd: impl AsFd) -> Result<rustix::fs::StatVfs> {
     rustix::fs::fstatvfs(fd)

@@ -1,0 +1,8 @@
+//! See `formats` in harness.rs.
+#![no_main]
+
+#[path = "../harness.rs"]
+#[allow(dead_code)]
+mod harness;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| harness::formats(data));
