@@ -5,6 +5,7 @@ mod connect;
 mod convert;
 mod handshake;
 mod ioctl;
+mod keeper;
 mod message;
 pub mod mounts;
 pub mod report;

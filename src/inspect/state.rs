@@ -170,6 +170,7 @@ fn in_force(options: &Options) -> Vec<String> {
         ("passthrough", options.passthrough, default.passthrough),
         ("metacopy", options.metacopy, default.metacopy),
         ("index", options.index, default.index),
+        ("sandbox", options.sandbox, default.sandbox),
     ] {
         if on != default {
             all.push(format!("{name}={}", if on { "on" } else { "off" }));

@@ -1,8 +1,9 @@
-//! File handles (name_to_handle_at(2)) and filesystem UUIDs: how an origin is named on disk.
+//! File handles (name_to_handle_at(2)) and filesystem UUIDs: how an origin is named on disk. None is ever opened: what
+//! a layer says is a name to compare with and a number to show, and leads to no object.
 #![allow(unsafe_code)] // name_to_handle_at and the UUID ioctl have no safe wrapper.
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::error::{Errno, Result};
@@ -10,6 +11,9 @@ use crate::format::origin::FileHandle;
 
 /// The longest handle the kernel makes (`MAX_HANDLE_SZ` in fcntl.h).
 const MAX_HANDLE: usize = 128;
+
+/// `FS_IOC_GETFSUUID`: _IOR(0x15, 0, struct fsuuid2) in linux/fs.h.
+pub(super) const GET_UUID: libc::Ioctl = 0x8011_1500;
 
 #[repr(C)]
 struct Raw {
@@ -43,31 +47,6 @@ pub fn of(dir: impl AsFd, name: &OsStr) -> Result<FileHandle> {
     Ok(FileHandle { kind: raw.kind, bytes: raw.data[..len].to_vec() })
 }
 
-/// Opens what a handle names on the filesystem of `on` (O_PATH).
-///
-/// # Errors
-/// EPERM without CAP_DAC_READ_SEARCH; ESTALE when the inode is gone.
-pub fn open(on: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
-    if handle.bytes.len() > MAX_HANDLE {
-        return Err(Errno::INVAL);
-    }
-    let mut raw = Raw { bytes: handle.bytes.len() as u32, kind: handle.kind, data: [0; MAX_HANDLE] };
-    raw.data[..handle.bytes.len()].copy_from_slice(&handle.bytes);
-    // SAFETY: `raw` has the layout of struct file_handle, with `bytes` valid bytes behind it.
-    let fd = unsafe {
-        libc::open_by_handle_at(
-            on.as_fd().as_raw_fd(),
-            std::ptr::from_mut(&mut raw).cast(),
-            libc::O_PATH | libc::O_CLOEXEC,
-        )
-    };
-    if fd < 0 {
-        return Err(super::last_errno());
-    }
-    // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// The UUID of the filesystem that `fd` lies on (FS_IOC_GETFSUUID, Linux 6.9), if it tells one.
 pub fn fs_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
     #[repr(C)]
@@ -75,10 +54,8 @@ pub fn fs_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
         len: u8,
         uuid: [u8; 16],
     }
-    // _IOR(0x15, 0, struct fsuuid2) in linux/fs.h.
-    const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500;
     let mut out = FsUuid2 { len: 0, uuid: [0; 16] };
     // SAFETY: the ioctl writes one struct fsuuid2, which `out` is.
-    let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_GETFSUUID, &raw mut out) };
+    let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), GET_UUID, &raw mut out) };
     (rc == 0 && out.len == 16).then_some(out.uuid)
 }

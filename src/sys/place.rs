@@ -67,7 +67,7 @@ pub fn detach(dirs: &[&OwnedFd]) -> Result<Vec<OwnedFd>> {
     let first = paths.first().ok_or(Errno::INVAL)?;
     let shared = first.ancestors().find(|above| paths.iter().all(|path| path.starts_with(above)));
     let shared = shared.ok_or(Errno::NOENT)?;
-    let clone = mount::clone_as_is(pin_named_dir(shared)?)?;
+    let clone = mount::clone_writable(pin_named_dir(shared)?)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let again = |(dir, path): (&&OwnedFd, &PathBuf)| {
         let below = path.strip_prefix(shared).ok().filter(|below| !below.as_os_str().is_empty());
