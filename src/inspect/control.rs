@@ -1,5 +1,5 @@
 //! The control socket of a mount: a request is a line, the answer is text until the end of the connection. Only the
-//! owner of the mount can connect, by the permissions of the socket.
+//! owner of the mount can connect, by the permissions of the socket, and only he and root are answered.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -14,6 +14,8 @@ pub const STATISTICS: &str = "statistics";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest request in bytes.
 const LONGEST: u64 = 4096;
+/// The longest answer in bytes: who asks need not trust the mount.
+const LONGEST_ANSWER: u64 = 1 << 20;
 
 /// Answers requests on a new socket at `path`, on a thread of its own. `answer` gives the text for a request, or
 /// `None` for one that it does not know.
@@ -37,7 +39,17 @@ pub fn serve(path: &Path, answer: impl Fn(&str) -> Option<String> + Send + 'stat
     Ok(())
 }
 
+/// Whether the other end is a process of the same user or of root (unix(7), `SO_PEERCRED`). The permissions of the
+/// socket say so too, but not from its first moment on.
+fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?.uid;
+    Ok(peer.is_root() || peer == rustix::process::geteuid())
+}
+
 fn reply(stream: &UnixStream, answer: &impl Fn(&str) -> Option<String>) -> io::Result<()> {
+    if !is_trusted(stream)? {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
     // Whoever connects and says nothing holds up the others no longer than this.
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -56,9 +68,10 @@ fn reply(stream: &UnixStream, answer: &impl Fn(&str) -> Option<String>) -> io::R
 pub fn ask(path: &Path, request: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut text = String::new();
-    stream.read_to_string(&mut text)?;
+    stream.take(LONGEST_ANSWER).read_to_string(&mut text)?;
     match text.strip_prefix("error ") {
         Some(reason) => Err(io::Error::new(io::ErrorKind::InvalidData, reason.trim_end().to_owned())),
         None => Ok(text),
