@@ -140,11 +140,13 @@ fn survives(mut union: Union, what: &str) {
     assert!(!log.contains("panicked"), "{what}: {log}");
 }
 
-/// All values of a mark in one place: each in a directory and a file of its own.
+/// All values of a mark in a layer, each on a directory and on a file of its own.
 fn crafted(union: &Union, full: &str, layer: usize) {
     let root = if layer == 0 { union.upper("") } else { union.lower(layer - 1, "") };
     for (i, value) in values().iter().enumerate() {
-        let (directory, file) = (root.join(format!("e/{i}")), root.join(format!("e/{i}.f")));
+        // Some are alone, some lie over those of other layers.
+        let name = if i % 2 == 0 { format!("{i}") } else { format!("{i}-{layer}") };
+        let (directory, file) = (root.join(format!("e/{name}")), root.join(format!("e/{name}.f")));
         dir(&directory);
         put(&file, "content");
         for path in [directory, file] {
@@ -156,21 +158,20 @@ fn crafted(union: &Union, full: &str, layer: usize) {
 
 fn in_entries(namespace: &str) {
     for name in NAMES {
+        let full = format!("{namespace}.{name}");
+        let mut union = layers("index=on");
         for layer in 0..3 {
-            let full = format!("{namespace}.{name}");
-            let union = layers("index=on");
             crafted(&union, &full, layer);
-            let canary = Canary::beside(&union);
-            let mut union = union;
-            union.mount();
-            let (contents, count) = use_all(&union.mnt());
-            assert!(!tells(&contents), "{full} in layer {layer}: the secret was read");
-            assert!(count < 1000, "{full} in layer {layer}: {count} objects");
-            take_apart(&union.at("e"));
-            check_alive(&union);
-            union.unmount();
-            canary.check();
         }
+        let canary = Canary::beside(&union);
+        union.mount();
+        let (contents, count) = use_all(&union.mnt());
+        assert!(!tells(&contents), "{full}: the secret was read");
+        assert!(count < 1000, "{full}: {count} objects");
+        take_apart(&union.at("e"));
+        check_alive(&union);
+        union.unmount();
+        canary.check();
     }
 }
 
@@ -189,9 +190,9 @@ fn of_any_value_on_entries_in_the_namespace_of_users() {
 #[test]
 fn of_any_value_on_roots() {
     need_unionfs!();
-    for name in NAMES {
-        // Each mount takes one value; of those that are read at all, the telling ones.
-        for value in [&b""[..], b"y", b"x", b"/d", b"..", &noise(300, 9), &origin(&noise(8, 7), 29)] {
+    for name in &NAMES[..8] {
+        // Each mount takes one value: the telling ones.
+        for value in [&b""[..], b"y", b"..", &noise(300, 9)] {
             let union = layers("index=on");
             let full = format!("trusted.{name}");
             for root in [union.upper(""), union.lower(0, "")] {

@@ -30,11 +30,15 @@ def attempt(f, *args, **kw):
     try: return f(*args, **kw)
     except OSError: return None
 
+def is_file(fd):
+    found = attempt(os.fstat, fd)
+    return found and stat.S_ISREG(found.st_mode)
+
 def read(at, name):
     fd = attempt(os.open, name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
     if fd is None: return
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
+        if is_file(fd):
             text = attempt(os.pread, fd, 100, 0) or b''
             assert secret not in text, (name, text)
             return True
@@ -45,7 +49,7 @@ def change(at, name):
     fd = attempt(os.open, name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
     if fd is None: return
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode): attempt(os.pwrite, fd, b'written', 0)
+        if is_file(fd): attempt(os.pwrite, fd, b'written', 0)
     finally:
         os.close(fd)
 

@@ -70,7 +70,7 @@ fn many_names_in_a_directory() {
     }
     let make = r#"
 import os
-for n, layer in ((30000, 'l0/big'), (60000, 'l1/big')):
+for n, layer in ((10000, 'l0/big'), (20000, 'l1/big')):
     open(layer + '/first', 'w').close()
     at = os.open(layer, os.O_RDONLY)
     for i in range(n):
@@ -84,13 +84,13 @@ for n, layer in ((30000, 'l0/big'), (60000, 'l1/big')):
     let walk = r#"
 import os
 names = os.listdir('mnt/big')
-assert len(names) == len(set(names)) == 60000 + 1 - 600, len(names)
-assert sum(len(n) == 255 for n in names) == 600
+assert len(names) == len(set(names)) == 20000 + 1 - 200, len(names)
+assert sum(len(n) == 255 for n in names) == 200
 for name in names[:300]: os.unlink('mnt/big/' + name)
 left = {e.name for e in os.scandir('mnt/big') if e.is_file(follow_symlinks=False)}
 assert left == set(names[300:])
 os.rename('mnt/big', 'mnt/moved')
-assert len(os.listdir('mnt/moved')) == 60000 + 1 - 600 - 300
+assert len(os.listdir('mnt/moved')) == 20000 + 1 - 200 - 300
 "#;
     python(union.dir(), walk);
     check_alive(&union);

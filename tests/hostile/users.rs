@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::thread::{Gid, Uid};
 
-use crate::common::files::{acl_for, chmod, dir, errno, exists, get, put, set_xattr};
+use crate::common::files::{acl_for, chmod, errno, exists, put, set_xattr};
 use crate::common::{self, Union};
 use crate::{SECRET, check_alive, logged, need_unionfs, tells, use_all};
 
@@ -193,21 +193,31 @@ fn the_control_socket_is_the_owners() {
 #[test]
 fn a_runtime_directory_of_someone_else_is_not_used() {
     need_unionfs!();
-    let union = layers();
-    let runtime = union.dir().join("runtime");
-    dir(runtime.join("unionfs"));
-    chmod(runtime.join("unionfs"), 0o755);
-    // The directory of root, in which a user finds what to overwrite.
-    put(runtime.join("unionfs/1.json"), "of root");
-    let mut command = std::process::Command::new("setpriv");
-    let user = USER.to_string();
-    // In a user namespace, as container engines without root mount.
-    let script = "id -u >&2; \"$0\" list --json";
-    let binary = union.dir().join("unionfs");
-    std::fs::copy(env!("CARGO_BIN_EXE_unionfs"), &binary).unwrap();
-    chmod(&binary, 0o755);
-    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "sh", "-c", script]).arg(&binary);
-    let out = command.env("XDG_RUNTIME_DIR", &runtime).output().unwrap();
+    let union = Union::new(1);
+    put(union.lower(0, "f"), "x");
+    for path in [union.dir().to_owned(), union.upper(""), union.work(""), union.mnt()] {
+        std::os::unix::fs::chown(path, Some(USER), Some(USER)).unwrap();
+    }
+    // In a user namespace, as container engines mount without root; that is someone else to the system's /run.
+    let script = r#"
+        cp "$0" unionfs; chmod 755 unionfs
+        mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+        as() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
+        mounted() {
+            XDG_RUNTIME_DIR=$PWD/$1 as unshare -Urm sh -euxc '
+                ../unionfs mount -o log=../log-$1 --work ../work ../l0 ../upper ../mnt
+                cat ../mnt/f; ls -A "$XDG_RUNTIME_DIR/unionfs/" >found; ../unionfs umount ../mnt' sh $1
+        }
+        as mkdir -p own run; cd run; as mkdir -p good open link target
+        mounted good; test "$(wc -l <found)" = 2
+        # Of root, open to all, and a way to another place.
+        mkdir -p root/unionfs; mounted root; test ! -s found
+        as mkdir -m 777 open/unionfs; as chmod 777 open/unionfs; mounted open; test ! -s found
+        as ln -s ../target link/unionfs; mounted link; test ! -s found
+        "#;
+    let mut command = std::process::Command::new("timeout");
+    command.args(["60", "unshare", "-m", "sh", "-euxc", script]).arg(env!("CARGO_BIN_EXE_unionfs"));
+    let out = command.current_dir(union.dir()).output().unwrap();
     assert!(out.status.success(), "{}", common::text(&out));
-    assert_eq!(get(runtime.join("unionfs/1.json")), "of root");
+    assert_eq!(std::fs::read_dir(union.dir().join("run/target")).unwrap().count(), 0);
 }
