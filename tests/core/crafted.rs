@@ -253,6 +253,14 @@ fn open(t: &Tree, options: &Options) -> Option<Union> {
     }
 }
 
+/// Tells `tools/fuzz-core` how much was done.
+fn count(steps: usize) {
+    use std::io::Write;
+    let Some(path) = std::env::var_os("UNIONFS_FUZZ_COUNT") else { return };
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    writeln!(file, "{steps}").unwrap();
+}
+
 fn change(u: &Union, step: &Attributes) {
     let done = match step {
         Attributes::Set(path, name, value) => {
@@ -304,6 +312,7 @@ proptest! {
             }
         }
         walk(&u);
+        count(steps.len());
         u.forget_all();
         prop_assert_eq!(u.fs.counts(), (1, 0, 0));
         prop_assert_eq!(lowers(), before);
