@@ -2,7 +2,7 @@
 
 use crate::common::Union;
 use crate::common::files::{dir, get, put, set_xattr};
-use crate::{Canary, check_alive, logged, need_unionfs, python};
+use crate::{Canary, check_alive, logged, mount, need_mount, python, ways};
 
 const PRELUDE: &str = r#"
 import ctypes, errno, fcntl, mmap, os, random, signal, struct, sys, time
@@ -32,13 +32,13 @@ fn layers() -> Union {
 }
 
 fn serve(program: &str) {
-    for options in [&[][..], &["passthrough=off", "io_uring=off", "metacopy=on"]] {
+    for options in ways(&[&[], &["passthrough=off", "io_uring=off", "metacopy=on"]]) {
         let mut union = layers();
-        for option in options {
+        for option in *options {
             union = union.option(option);
         }
         let canary = Canary::beside(&union);
-        union.mount();
+        mount(&union);
         python(union.dir(), &format!("{PRELUDE}{program}"));
         check_alive(&union);
         assert_eq!(get(union.at("g")), "untouched");
@@ -50,7 +50,7 @@ fn serve(program: &str) {
 
 #[test]
 fn ioctls_of_any_number() {
-    need_unionfs!();
+    need_mount!();
     serve(
         r#"
 fds = [os.open(n, os.O_RDONLY) for n in ('f', 'u', 'd', '.')] + [os.open('u', os.O_RDWR)]
@@ -67,7 +67,7 @@ for number in known + [random.getrandbits(32) for _ in range(300)]:
 
 #[test]
 fn attributes_and_names_of_any_kind() {
-    need_unionfs!();
+    need_mount!();
     serve(
         r#"
 names = ['', '.', 'user', 'user.', 'user.' + 'n' * 250, 'user.' + 'n' * 251, 'n' * 300, 'trusted.overlay.opaque', 'user.overlay.redirect',
@@ -100,7 +100,7 @@ for flags in (1, 2, 3, 4, 5, 6, 7, 8, 0xffffffff):
 
 #[test]
 fn offsets_and_sizes_of_any_size() {
-    need_unionfs!();
+    need_mount!();
     serve(
         r#"
 for name in ('f', 'u'):
@@ -138,7 +138,7 @@ for a in HUGE:
 
 #[test]
 fn mappings_of_files_that_shrink() {
-    need_unionfs!();
+    need_mount!();
     serve(
         r#"
 import threading
@@ -175,7 +175,7 @@ for name in ('f', 'u', 'f', 'u'):
 
 #[test]
 fn handles_that_nobody_was_given() {
-    need_unionfs!();
+    need_mount!();
     serve(
         r#"
 at = os.open('.', os.O_RDONLY)
@@ -204,7 +204,7 @@ assert names
 
 #[test]
 fn all_at_once_and_killed_on_the_way() {
-    need_unionfs!();
+    need_mount!();
     serve(
         r#"
 def child():

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::common::files::{exists, get, put};
 use crate::common::{self, Union, daemon_of};
-use crate::{check_alive, log_of, logged, need_unionfs, use_all};
+use crate::{check_alive, log_of, logged, need_ours, use_all};
 
 /// CAP_CHOWN to CAP_FSETID without CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_LINUX_IMMUTABLE, CAP_SYS_PTRACE, CAP_SYS_ADMIN,
 /// CAP_SYS_NICE, CAP_MKNOD, CAP_SETFCAP, CAP_MAC_OVERRIDE, CAP_MAC_ADMIN (`linux/capability.h`).
@@ -36,7 +36,7 @@ fn fill(union: &Union) {
 
 #[test]
 fn all_threads_have_what_serving_takes_and_no_more() {
-    need_unionfs!();
+    need_ours!();
     for options in [&[][..], &["io_uring=off"], &["passthrough=off", "metacopy=on"]] {
         let mut union = logged(1);
         for option in options {
@@ -66,7 +66,7 @@ fn all_threads_have_what_serving_takes_and_no_more() {
 
 #[test]
 fn the_option_leaves_it_all() {
-    need_unionfs!();
+    need_ours!();
     let mut union = logged(1).option("sandbox=off");
     union.mount();
     assert!(of_threads(&union, "NoNewPrivs").iter().all(|v| v == "0"));
@@ -81,7 +81,7 @@ fn the_option_leaves_it_all() {
 
 #[test]
 fn signals_are_obeyed_from_within() {
-    need_unionfs!();
+    need_ours!();
     for way in ["auto", "off"] {
         let mut union = logged(1).option(&format!("io_uring={way}"));
         fill(&union);
@@ -104,7 +104,7 @@ fn signals_are_obeyed_from_within() {
 
 #[test]
 fn a_user_without_rights_ends_his_mount_by_a_signal() {
-    need_unionfs!();
+    need_ours!();
     if Command::new("fusermount3").arg("-V").output().is_err() {
         return common::skip("there is no fusermount3");
     }

@@ -19,6 +19,60 @@ use std::process::Command;
 use common::Union;
 use common::files::{get, put};
 
+/// Leaves a test of what only we have, or of what a peer does not say it does.
+#[macro_export]
+macro_rules! need_ours {
+    () => {
+        $crate::need_unionfs!();
+        if $crate::peer().is_some() {
+            return $crate::common::skip("tests what is ours alone");
+        }
+    };
+}
+
+/// Another union filesystem to try the tests on that it can be expected to pass, for docs/SECURITY.md:
+/// `UNIONFS_HOSTILE_PEER=overlay`, the kernel's, or the path of fuse-overlayfs.
+fn peer() -> Option<String> {
+    std::env::var("UNIONFS_HOSTILE_PEER").ok()
+}
+
+/// Options that a test mounts with one after the other; peers have others.
+fn ways<'a>(all: &'a [&'a [&'a str]]) -> &'a [&'a [&'a str]] {
+    if peer().is_some() { &all[..1] } else { all }
+}
+
+/// Mounts, or gives what was said instead.
+fn try_mount(union: &Union, flags: &str) -> Result<(), String> {
+    let layers = || {
+        let mut list = std::ffi::OsString::from(format!("{flags}lowerdir="));
+        list.push(union.lower_list());
+        list.push(format!(",upperdir={},workdir={}", union.upper("").display(), union.work("").display()));
+        list
+    };
+    let out = match peer().as_deref() {
+        None => union.command().output(),
+        Some("overlay") => {
+            let mut options = layers();
+            options.push(",redirect_dir=on,index=on,metacopy=on,xino=on");
+            Command::new("mount")
+                .args(["-t", "overlay", "overlay", "-o"])
+                .arg(options)
+                .arg(union.mnt())
+                .output()
+        }
+        Some(program) => Command::new(program).arg("-o").arg(layers()).arg(union.mnt()).output(),
+    };
+    let out = out.unwrap();
+    if out.status.success() { Ok(()) } else { Err(common::text(&out)) }
+}
+
+/// Mounts.
+fn mount(union: &Union) {
+    if let Err(said) = try_mount(union, "") {
+        panic!("cannot mount: {said}");
+    }
+}
+
 /// What must never be seen in a mount.
 const SECRET: &str = "canary: nobody may read this";
 

@@ -3,11 +3,11 @@
 use std::process::Command;
 
 use crate::common::files::{dir, list};
-use crate::{check_alive, logged, need_unionfs, python};
+use crate::{check_alive, logged, mount, need_mount, python};
 
 #[test]
 fn deeper_than_a_path_is_long() {
-    need_unionfs!();
+    need_mount!();
     let mut union = logged(2);
     // 12 KiB of path, in two layers.
     let make = r#"
@@ -20,7 +20,7 @@ for layer in ('l0', 'l1'):
     os.close(os.open('of-' + layer, os.O_CREAT | os.O_WRONLY, dir_fd=at)); os.close(at)
 "#;
     python(union.dir(), make);
-    union.mount();
+    mount(&union);
     let walk = r#"
 import os
 at = os.open('mnt', os.O_RDONLY)
@@ -63,8 +63,8 @@ fn rm(path: &std::path::Path) {
 
 #[test]
 fn many_names_in_a_directory() {
-    need_unionfs!();
-    let mut union = logged(2);
+    need_mount!();
+    let union = logged(2);
     for layer in ["l0/big", "l1/big"] {
         dir(union.dir().join(layer));
     }
@@ -80,7 +80,7 @@ for n, layer in ((10000, 'l0/big'), (20000, 'l1/big')):
         else: os.mknod(name, 0o100644, dir_fd=at)
 "#;
     python(union.dir(), make);
-    union.mount();
+    mount(&union);
     let walk = r#"
 import os
 names = os.listdir('mnt/big')
