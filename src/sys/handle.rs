@@ -13,7 +13,7 @@ use crate::format::origin::FileHandle;
 const MAX_HANDLE: usize = 128;
 
 /// `FS_IOC_GETFSUUID`: _IOR(0x15, 0, struct fsuuid2) in linux/fs.h.
-pub(super) const GET_UUID: libc::Ioctl = 0x8011_1500;
+pub(super) const GET_UUID: u32 = 0x8011_1500;
 
 #[repr(C)]
 struct Raw {
@@ -56,6 +56,6 @@ pub fn fs_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
     }
     let mut out = FsUuid2 { len: 0, uuid: [0; 16] };
     // SAFETY: the ioctl writes one struct fsuuid2, which `out` is.
-    let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), GET_UUID, &raw mut out) };
+    let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), GET_UUID as libc::Ioctl, &raw mut out) };
     (rc == 0 && out.len == 16).then_some(out.uuid)
 }

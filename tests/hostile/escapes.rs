@@ -208,3 +208,42 @@ print(os.stat({secret:?}).st_ino)
     union.unmount();
     canary.check();
 }
+
+#[test]
+fn an_index_entry_of_another_type() {
+    need_ours!();
+    for kind in ["symlink", "fifo", "device", "directory"] {
+        let mut union = logged(1);
+        let canary = Canary::beside(&union);
+        put(union.lower(0, "f"), "of the lower");
+        std::fs::hard_link(union.lower(0, "f"), union.lower(0, "g")).unwrap();
+        mount(&union);
+        std::fs::write(union.at("f"), "changed").unwrap();
+        union.unmount();
+        let entry = union.work("index").join(list(union.work("index")).pop().unwrap());
+        std::fs::remove_file(&entry).unwrap();
+        let make = |kind, number| {
+            let mode = rustix::fs::Mode::from_raw_mode(0o666);
+            rustix::fs::mknodat(rustix::fs::CWD, &entry, kind, mode, number).unwrap();
+        };
+        match kind {
+            "symlink" => symlink("../../outside/secret", &entry).unwrap(),
+            "fifo" => make(rustix::fs::FileType::Fifo, 0),
+            "device" => make(rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(1, 5)),
+            _ => dir(&entry),
+        }
+        mount(&union);
+        // As the kernel's overlayfs answers; a directory is of another feature there.
+        let shown = std::fs::read(union.at("g"));
+        match kind {
+            "directory" => assert_eq!(shown.unwrap(), b"of the lower"),
+            _ => assert_eq!(shown.unwrap_err().raw_os_error(), Some(libc::EIO), "{kind}"),
+        }
+        assert_eq!(std::fs::read(union.at("f")).unwrap(), b"changed");
+        assert!(kind == "directory" || std::fs::write(union.at("g"), "x").is_err());
+        let _ = std::fs::remove_file(union.at("g"));
+        check_alive(&union);
+        union.unmount();
+        canary.check();
+    }
+}
