@@ -131,8 +131,8 @@ fn rules(ring: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![rule(only(2, executable, 0)?)?]);
     }
-    rules.insert(libc::SYS_ioctl, any_of(1, IOCTLS)?);
-    rules.insert(libc::SYS_prctl, any_of(0, PRCTLS)?);
+    rules.insert(libc::SYS_ioctl, any_of(1, &IOCTLS.iter().map(|n| u64::from(*n)).collect::<Vec<_>>())?);
+    rules.insert(libc::SYS_prctl, any_of(0, &PRCTLS.iter().map(|n| bits(*n)).collect::<Vec<_>>())?);
     // To tell the service manager, and those who ask by the control socket.
     rules.insert(libc::SYS_socket, any_of(0, &[bits(libc::AF_UNIX)])?);
     // Signals to itself alone, as abort(3) sends them.

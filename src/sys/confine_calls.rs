@@ -194,27 +194,27 @@ pub(super) const IO_URING: &[libc::c_long] =
     &[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
 
 /// Commands of ioctl(2).
-pub(super) const IOCTLS: &[u64] = &[
-    super::fuse::CLONE as u64,
-    super::fuse::BACKING_OPEN as u64,
-    super::fuse::BACKING_CLOSE as u64,
-    super::flags::GET as u64,
-    super::flags::SET as u64,
-    super::flags::GET_EXTENDED as u64,
-    super::flags::SET_EXTENDED as u64,
-    super::handle::GET_UUID as u64,
-    libc::FICLONE as u64,
-    libc::FIONBIO as u64,
-    libc::FIOCLEX as u64,
+pub(super) const IOCTLS: &[u32] = &[
+    super::fuse::CLONE as u32,
+    super::fuse::BACKING_OPEN as u32,
+    super::fuse::BACKING_CLOSE as u32,
+    super::flags::GET,
+    super::flags::SET,
+    super::flags::GET_EXTENDED,
+    super::flags::SET_EXTENDED,
+    super::handle::GET_UUID,
+    libc::FICLONE as u32,
+    libc::FIONBIO as u32,
+    libc::FIOCLEX as u32,
     // Whether the log goes to a terminal.
-    libc::TCGETS as u64,
-    libc::TIOCGWINSZ as u64,
+    libc::TCGETS as u32,
+    libc::TIOCGWINSZ as u32,
 ];
 
 /// Commands of prctl(2).
-pub(super) const PRCTLS: &[u64] = &[
-    libc::PR_SET_NAME as u64,
-    libc::PR_GET_NAME as u64,
+pub(super) const PRCTLS: &[libc::c_int] = &[
+    libc::PR_SET_NAME,
+    libc::PR_GET_NAME,
     // By the allocators of C libraries.
-    libc::PR_SET_VMA as u64,
+    libc::PR_SET_VMA,
 ];

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 
 use crate::common::files::{dir, exists, list, put, set_xattr, whiteout};
 use crate::common::tree::fingerprint;
-use crate::{Canary, check_alive, logged, mount, need_mount, need_ours, tells, try_mount, use_all};
+use crate::{Canary, check_alive, logged, mount, need_mount, need_ours, peer, tells, try_mount, use_all};
 
 #[test]
 fn redirects_lead_nowhere_outside() {
@@ -53,8 +53,8 @@ fn redirects_lead_nowhere_outside() {
     let (contents, count) = use_all(&union.mnt());
     assert!(!tells(&contents));
     assert!(count < 300, "{count} objects");
-    for i in 0..redirects.len() {
-        assert!(!exists(union.at(format!("{i}/secret"))), "{}", redirects[i]);
+    for (i, redirect) in redirects.iter().enumerate() {
+        assert!(!exists(union.at(format!("{i}/secret"))), "{redirect}");
         let _ = std::fs::write(union.at(format!("{i}/secret")), "overwritten");
         let _ = std::fs::remove_dir_all(union.at(format!("{i}")));
     }
@@ -85,8 +85,11 @@ fn symlinks_in_the_place_of_directories() {
     std::fs::remove_file(union.at("c")).unwrap();
     std::fs::create_dir(union.at("c")).unwrap();
     put(union.at("c/dir/secret"), "new");
-    std::fs::rename(union.at("b"), union.at("moved")).unwrap();
-    assert_eq!(crate::common::files::get(union.at("moved/dir/secret")), "changed");
+    // fuse-overlayfs renames no directory of a lower.
+    if peer().is_none() {
+        std::fs::rename(union.at("b"), union.at("moved")).unwrap();
+        assert_eq!(crate::common::files::get(union.at("moved/dir/secret")), "changed");
+    }
     check_alive(&union);
     union.unmount();
     canary.check();
