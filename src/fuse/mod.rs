@@ -1,6 +1,7 @@
 //! The transport: the kernel's FUSE protocol on one side, the core on the other.
 
 pub mod adapter;
+mod ahead;
 mod connect;
 mod convert;
 mod handshake;
@@ -8,6 +9,7 @@ mod ioctl;
 mod keeper;
 mod message;
 pub mod mounts;
+mod readers;
 pub mod report;
 pub mod session;
 pub mod stats;

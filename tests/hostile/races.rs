@@ -43,7 +43,7 @@ def read(at, name):
             assert secret not in text, (name, text)
             return True
     finally:
-        os.close(fd)
+        attempt(os.close, fd)
 
 def change(at, name):
     fd = attempt(os.open, name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
@@ -51,7 +51,7 @@ def change(at, name):
     try:
         if is_file(fd): attempt(os.pwrite, fd, b'written', 0)
     finally:
-        os.close(fd)
+        attempt(os.close, fd)
 
 while time.monotonic() < end:
     for name in ('d', 'd.other', 'sub/e', 'sub/e.other'):
@@ -70,9 +70,9 @@ while time.monotonic() < end:
                 done += 1
             attempt(os.unlink, 'new', dir_fd=at)
             fd = attempt(os.open, 'new', os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600, dir_fd=at)
-            if fd is not None: os.close(fd)
+            if fd is not None: attempt(os.close, fd)
         finally:
-            os.close(at)
+            attempt(os.close, at)
     for name in ('f', 'f.other', 'p', 'p.other'):
         seen += bool(read(root, name))
         if random.randrange(3) == 0: change(root, name)

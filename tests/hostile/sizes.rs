@@ -89,8 +89,13 @@ assert sum(len(n) == 255 for n in names) == 200
 for name in names[:300]: os.unlink('mnt/big/' + name)
 left = {e.name for e in os.scandir('mnt/big') if e.is_file(follow_symlinks=False)}
 assert left == set(names[300:])
-os.rename('mnt/big', 'mnt/moved')
-assert len(os.listdir('mnt/moved')) == 20000 + 1 - 200 - 300
+moved = 'mnt/moved'
+try: os.rename('mnt/big', moved)
+except OSError as e:
+    # Not every filesystem renames a directory of a lower.
+    assert e.errno == 18, e
+    moved = 'mnt/big'
+assert len(os.listdir(moved)) == 20000 + 1 - 200 - 300
 "#;
     python(union.dir(), walk);
     check_alive(&union);
