@@ -126,6 +126,9 @@ fn rules(ring: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
     rules.insert(libc::SYS_clone, vec![rule(only(0, thread, thread)?)?]);
     // A thread's own umask, and no namespaces.
     rules.insert(libc::SYS_unshare, any_of(0, &[bits(libc::CLONE_FS)])?);
+    // Layers that come later are reached by clones as well, which no call here can put into the tree.
+    let clone = u64::from(libc::OPEN_TREE_CLONE);
+    rules.insert(libc::SYS_open_tree, vec![rule(only(2, clone, clone)?)?]);
     // No code that was not in the program.
     let executable = bits(libc::PROT_EXEC);
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
@@ -231,6 +234,8 @@ mod tests {
             unsafe {
                 refused("execve", libc::syscall(libc::SYS_execve, 0, 0, 0))?;
                 refused("mount", libc::syscall(libc::SYS_mount, 0, 0, 0, 0, 0))?;
+                refused("move_mount", libc::syscall(libc::SYS_move_mount, -1, 0, -1, 0, 0))?;
+                refused("open_tree", libc::syscall(libc::SYS_open_tree, -1, 0, 0))?;
                 refused("setns", libc::syscall(libc::SYS_setns, -1, 0))?;
                 refused("ptrace", libc::syscall(libc::SYS_ptrace, -1, 0, 0, 0))?;
                 refused("kill", libc::syscall(libc::SYS_kill, 1, 0))?;

@@ -81,6 +81,8 @@ pub(super) const ALLOWED: &[libc::c_long] = &[
     libc::SYS_umask,
     libc::SYS_capget,
     libc::SYS_capset,
+    // The clone of a mount, see [`super::mount`].
+    libc::SYS_mount_setattr,
     // Ending the mount.
     libc::SYS_umount2,
     libc::SYS_wait4,
