@@ -151,6 +151,8 @@ pub struct Options {
     pub context: Option<String>,
     /// The mount is not propagated to peers of the mount that it lies on (`private`).
     pub private: bool,
+    /// The daemon gives up what it does not need once the mount is made (`sandbox=on|off`).
+    pub sandbox: bool,
 }
 
 impl Default for Options {
@@ -184,6 +186,7 @@ impl Default for Options {
             acl: true,
             context: None,
             private: false,
+            sandbox: true,
         }
     }
 }

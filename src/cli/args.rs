@@ -120,6 +120,8 @@ Examples:
   io_uring=on|off|auto   let requests come over io_uring, which is much faster and must be permitted by
                          the kernel: by Y in /sys/module/fuse/parameters/enable_uring, Linux 6.14
                          (default: auto, where permitted; on: no mount without it)
+  sandbox=on|off         once mounted, give up the capabilities and system calls that serving does not
+                         take; off lets debuggers of the same user in (default: on)
   uidmapping=LAYER-ID:SHOWN-ID:COUNT[:...], gidmapping=LAYER-ID:SHOWN-ID:COUNT[:...]
                          owners that the mount shows for those in the layers, and stores for those
                          that make and change files

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::diff::{printed_all, type_name};
-use super::layers::state_of;
+use super::layers::{refuse_foreign, state_of};
+use super::list::printable;
 use crate::error::{MountError, Outcome};
 use crate::format::mountinfo;
 use crate::fuse::mounts;
@@ -92,6 +93,7 @@ pub fn run(args: &InspectArgs) -> Outcome<()> {
     let out = if inside.as_os_str().is_empty() {
         mount(&recorded, &state, args.json)
     } else {
+        refuse_foreign(&recorded, mountpoint)?;
         of_path(&state, inside, args.json)?
     };
     printed_all(out.and_then(|text| io::stdout().lock().write_all(text.as_bytes())))
@@ -139,7 +141,7 @@ fn mount(recorded: &Recorded, state: &MountState, json: bool) -> io::Result<Stri
         Some(statistics) => text.push_str(&statistics),
         None => text.push_str("statistics are for the owner of the mount\n"),
     }
-    Ok(text)
+    Ok(printable(&text))
 }
 
 fn of_path(state: &MountState, path: &Path, json: bool) -> Outcome<io::Result<String>> {

@@ -7,6 +7,7 @@ use super::layer_list::{Lowers, split_layers, work_name};
 use super::umount;
 use crate::config::{LayerPaths, Options};
 use crate::error::{MountError, Outcome};
+use crate::fuse::mounts;
 use crate::inspect::state::{self, MountState, Recorded};
 
 /// Names an upper and the layers below it.
@@ -77,11 +78,25 @@ impl UpperArgs {
 /// No mount of ours, or one that has left no word of its layers.
 pub fn state_of(mountpoint: &Path) -> Outcome<(Recorded, MountState)> {
     let at = umount::find(mountpoint)?;
-    state::at(&at).ok_or_else(|| {
+    let mount = mounts::top_at(&at).ok().flatten();
+    mount.and_then(|mount| state::at(&at, &mount)).ok_or_else(|| {
         let reason = "has a mount that is not recorded for this user; ask as the user who mounted it, or name the \
                       layers by options";
         MountError::path("mount point", mountpoint, reason)
     })
+}
+
+/// Refuses to read the layers that another user's record names: root would read for him what he may not.
+///
+/// # Errors
+/// A mount of another user.
+pub fn refuse_foreign(recorded: &Recorded, mountpoint: &Path) -> Outcome<()> {
+    if !recorded.is_foreign() {
+        return Ok(());
+    }
+    let reason = "is another user's mount, whose word for what its layers are is not taken; ask as that user, or name \
+                  the layers by options";
+    Err(MountError::path("mount point", mountpoint, reason))
 }
 
 /// The layers of a mount that has an upper, and how to read them.
@@ -89,7 +104,8 @@ pub fn state_of(mountpoint: &Path) -> Outcome<(Recorded, MountState)> {
 /// # Errors
 /// Those of [`state_of`]; a mount without an upper.
 pub fn of_mount(mountpoint: &Path) -> Outcome<(LayerPaths, Options)> {
-    let (_, state) = state_of(mountpoint)?;
+    let (recorded, state) = state_of(mountpoint)?;
+    refuse_foreign(&recorded, mountpoint)?;
     let layers = state.layers();
     if layers.upper.is_none() {
         return Err(MountError::path(

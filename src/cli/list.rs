@@ -57,7 +57,13 @@ fn row(mount: &MountState) -> [String; 4] {
     };
     let layers: Vec<String> = [upper, init, Some(lowers)].into_iter().flatten().collect();
     let mountpoint = PathBuf::from(&mount.mountpoint).display().to_string();
-    [mountpoint, mount.pid.to_string(), time(mount.since), layers.join(", ")]
+    let line = |text: &str| printable(text).replace('\n', "?");
+    [line(&mountpoint), mount.pid.to_string(), time(mount.since), line(&layers.join(", "))]
+}
+
+/// A text of another user's without what a terminal would take for commands. Line breaks stay.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 /// How long ago that was.

@@ -132,6 +132,7 @@ type Statistics = Box<dyn Write + Send>;
 /// Serves until the end, and then ends the process' hold on the layers at once.
 fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
     let Served { mounted, mut signals, recorded } = served;
+    mounted.confine_calls();
     let (stopper, report) = (mounted.stopper(), mounted.report());
     let ended = recorded.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -250,6 +251,7 @@ fn prepare(start: Start) -> Result<Served, MountError> {
     let state = record::prepare(&config);
     let mounted = session::mount(&config, claim)?;
     made.keep();
+    mounted.confine();
     let recorded = record::record(state, &mounted);
     Ok(Served { mounted, signals, recorded })
 }

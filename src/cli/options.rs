@@ -350,6 +350,7 @@ impl Parsed {
             b"index" => options.index = given.switch()?,
             b"metacopy" => options.metacopy = given.switch()?,
             b"passthrough" => options.passthrough = given.switch()?,
+            b"sandbox" => options.sandbox = given.switch()?,
             b"timeout" => options.timeout = Some(given.seconds()?),
             b"io_uring" => {
                 options.io_uring =

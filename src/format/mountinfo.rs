@@ -19,6 +19,8 @@ pub struct MountEntry {
     pub fs_type: OsString,
     /// The source.
     pub source: OsString,
+    /// Who mounted it, of FUSE mounts (`user_id=`).
+    pub user: Option<u32>,
 }
 
 /// Reads a whole table, in the order of mounting. Lines that do not have the known form are left out.
@@ -42,7 +44,9 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     fields.by_ref().find(|field| *field == b"-")?;
     let fs_type = unescape(fields.next()?);
     let source = unescape(fields.next()?);
-    Some(MountEntry { id, device, mount_point, idmapped, fs_type, source })
+    let mut options = fields.next().unwrap_or_default().split(|b| *b == b',');
+    let user = options.find_map(|o| std::str::from_utf8(o.strip_prefix(b"user_id=")?).ok()?.parse().ok());
+    Some(MountEntry { id, device, mount_point, idmapped, fs_type, source, user })
 }
 
 /// Undoes the octal escapes of space, tab, newline, backslash and the like.

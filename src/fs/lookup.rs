@@ -178,7 +178,7 @@ impl UnionFs {
             // Another name of the file may have been copied up, or removed.
             linked = index::origin_of(&self.stack, &other.dir, name)?;
             if let Some(origin) = &linked {
-                if let Some((entry, copy)) = index::find(&self.stack, origin)? {
+                if let Some((entry, copy)) = index::find(&self.stack, origin, stat.kind())? {
                     data = index::lacks_data(&self.stack, &entry, &copy)?.then(|| Data::of(&other));
                     (layer, stat, indexed) = (self.upper(), copy, Some(entry));
                 } else {
@@ -198,7 +198,7 @@ impl UnionFs {
                 ino = self.stack.identity().of_origin(&origin).unwrap_or(ino);
                 if role == Role::Upper
                     && stat.nlink > 1
-                    && let Some((entry, copy)) = index::find(&self.stack, &origin)?
+                    && let Some((entry, copy)) = index::find(&self.stack, &origin, stat.kind())?
                     && (copy.dev, copy.ino) == (stat.dev, stat.ino)
                 {
                     indexed = Some(entry);
@@ -257,7 +257,7 @@ impl UnionFs {
         // Whoever copies it up looks at the records first.
         let Some(_copying) = node.copying.try_lock() else { return Ok(true) };
         let _count = node.counting.lock();
-        match index::find(&self.stack, origin)? {
+        match index::find(&self.stack, origin, node.kind)? {
             Some((entry, copy)) => Ok(node.relocate(self.upper(), |s| {
                 let id = (copy.dev, copy.ino);
                 s.indexed = Some(entry);

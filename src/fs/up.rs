@@ -189,7 +189,7 @@ impl UnionFs {
             let origin = if split { None } else { index::origin_of(&self.stack, &holder, &link.name)? };
             let hard = self.wants_index(&st);
             if let Some(origin) = origin.as_ref().filter(|_| hard)
-                && let Some((entry, copy)) = index::find(&self.stack, origin)?
+                && let Some((entry, copy)) = index::find(&self.stack, origin, st.kind())?
                 && !index::lacks_data(&self.stack, &entry, &copy)?
             {
                 // Another of its names was, while this node was not known.

@@ -6,6 +6,7 @@ mod connect;
 mod convert;
 mod handshake;
 mod ioctl;
+mod keeper;
 mod message;
 pub mod mounts;
 mod readers;

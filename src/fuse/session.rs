@@ -14,6 +14,7 @@ use rustix::mount::MountFlags;
 use super::adapter::Adapter;
 use super::connect::{self, complain, one_line};
 use super::handshake::{self, Wanted};
+use super::keeper::Keeper;
 use super::mounts;
 use super::report::Report;
 use super::workers::Workers;
@@ -24,6 +25,7 @@ use crate::fs::UnionFs;
 use crate::fs::gate::Gate;
 use crate::layer::claim::Claim;
 use crate::sys;
+use crate::sys::confine;
 use crate::sys::cred;
 use crate::sys::fuse::Device;
 use crate::sys::mount::FuseMount;
@@ -36,6 +38,7 @@ pub struct Mounted {
     gate: Arc<Gate>,
     workers: Workers,
     ring: bool,
+    sandbox: bool,
     claim: Claim,
     stopper: Stopper,
     report: Report,
@@ -53,6 +56,8 @@ pub struct Stopper {
     /// In the mount table; `None` if it was not found there.
     id: Option<u64>,
     mount_point: PathBuf,
+    /// Of a mount that this process may not end by itself.
+    keeper: Option<Keeper>,
 }
 
 /// Checks that the kernel's FUSE device can be opened.
@@ -91,6 +96,15 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     // The table and the stopper need the path without symlinks.
     let at = config.mountpoint.canonicalize().map_err(|e| complain(&config.mountpoint, e.to_string()))?;
     let (device, agreed) = open_connection(&at, &options)?;
+    // Without the right to mount there is none to unmount.
+    let keeper = match options.sandbox && !cred::is_admin() {
+        true => Keeper::start(&at)
+            .inspect_err(|e| {
+                tracing::warn!("this mount cannot be ended by a signal: sh cannot be started: {e}")
+            })
+            .ok(),
+        false => None,
+    };
     let adapter = Adapter::new(Arc::clone(&gate), Arc::clone(&device), agreed.passthrough, &options);
     let report = Report::new(Arc::clone(&gate), adapter.stats(), agreed);
     let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
@@ -104,8 +118,8 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     if let Some(entry) = &entry {
         mounts::read_ahead(entry);
     }
-    let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at };
-    Ok(Mounted { gate, workers, ring: agreed.ring, claim, stopper, report })
+    let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at, keeper };
+    Ok(Mounted { gate, workers, ring: agreed.ring, sandbox: options.sandbox, claim, stopper, report })
 }
 
 /// Mounts and shakes hands.
@@ -190,6 +204,24 @@ impl Mounted {
         Arc::clone(&self.gate)
     }
 
+    /// Gives up what serving does not take; what is left to be given up is for [`Self::confine_calls`].
+    pub fn confine(&self) {
+        if self.sandbox
+            && let Err(e) = confine::give_up_privileges()
+        {
+            tracing::warn!("privileges that are not needed are kept: {e}");
+        }
+    }
+
+    /// From now on this process makes no system calls but those that serving takes.
+    pub fn confine_calls(&self) {
+        if self.sandbox
+            && let Err(e) = confine::filter_calls(self.ring)
+        {
+            tracing::warn!("system calls are not filtered: {e}");
+        }
+    }
+
     /// The statistics of this mount, also for another thread.
     pub fn report(&self) -> Report {
         self.report.clone()
@@ -204,7 +236,7 @@ impl Mounted {
     /// # Errors
     /// A failure of the connection to the kernel.
     pub fn run(self) -> io::Result<()> {
-        let Self { workers, ring, claim, stopper, gate, report: _ } = self;
+        let Self { workers, ring, claim, stopper, gate, report: _, sandbox: _ } = self;
         let device = workers.device.as_fd().try_clone_to_owned()?;
         let (ended, end) = mpsc::channel();
         let also_ended = ended.clone();
@@ -253,12 +285,13 @@ impl Stopper {
     /// Those of umount2(2) and fusermount3(1).
     pub fn unmount(&self) -> io::Result<()> {
         let table = mounts::table()?;
-        let Some(id) = self.id else { return unmount(&self.mount_point, true) };
+        let unmount = |at: &Path| self.keeper.as_ref().map_or_else(|| unmount(at, true), Keeper::unmount);
+        let Some(id) = self.id else { return unmount(&self.mount_point) };
         let Some(entry) = table.iter().find(|entry| entry.id == id) else { return Ok(()) };
         if mountinfo::top_at(&table, &entry.mount_point).is_some_and(|top| top.id != id) {
             return Err(io::Error::other("another mount lies on top"));
         }
-        unmount(&entry.mount_point, true)
+        unmount(&entry.mount_point)
     }
 }
 

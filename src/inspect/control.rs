@@ -1,5 +1,5 @@
 //! The control socket of a mount: a request is a line, the answer is text until the end of the connection. Only the
-//! owner of the mount can connect, by the permissions of the socket.
+//! owner of the mount can connect, by the permissions of the socket, and only he and root are answered.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -30,6 +30,8 @@ pub const LONGEST_HOLD: Duration = Duration::from_secs(5);
 const LONG_PATIENCE: Duration = Duration::from_secs(600);
 /// The longest request in bytes: four paths in JSON.
 const LONGEST: u64 = 1 << 17;
+/// The longest answer in bytes: who asks need not trust the mount.
+const LONGEST_ANSWER: u64 = 1 << 20;
 
 /// A file that is open for writing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,7 +127,17 @@ pub fn serve(
     Ok(())
 }
 
+/// Whether the other end is a process of the same user or of root (unix(7), `SO_PEERCRED`). The permissions of the
+/// socket say so too, but not from its first moment on.
+fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?.uid;
+    Ok(peer.is_root() || peer == rustix::process::geteuid())
+}
+
 fn reply(stream: &UnixStream, answer: &impl Fn(&str, &mut Peer<'_>) -> io::Result<bool>) -> io::Result<()> {
+    if !is_trusted(stream)? {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
     // Whoever connects and says nothing holds up the others no longer than this.
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -164,7 +176,7 @@ pub fn hold(path: &Path) -> io::Result<Held> {
     stream.set_read_timeout(Some(LONG_PATIENCE))?;
     stream.write_all(format!("{HOLD}\n").as_bytes())?;
     let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line)?;
+    BufReader::new((&stream).take(LONGEST_ANSWER)).read_line(&mut line)?;
     let writers = serde_json::from_str(&line).map_err(|_| invalid(&line))?;
     Ok(Held { stream, writers })
 }
@@ -197,10 +209,14 @@ pub fn ask(path: &Path, request: &str) -> io::Result<String> {
 fn ask_for(path: &Path, request: &str, patience: Duration) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    if text.starts_with("error ") { Err(invalid(&text)) } else { Ok(text) }
+    stream.take(LONGEST_ANSWER).read_to_string(&mut text)?;
+    match text.strip_prefix("error ") {
+        Some(reason) => Err(io::Error::new(io::ErrorKind::InvalidData, reason.trim_end().to_owned())),
+        None => Ok(text),
+    }
 }
 
 #[cfg(test)]

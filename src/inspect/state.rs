@@ -11,7 +11,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::owned;
 use crate::config::{LayerPaths, MountConfig, Options, Permissions, RedirectDir};
+use crate::format::mountinfo::MountEntry;
 use crate::sys::cred;
 
 /// The form of the file. Files of another form are left alone.
@@ -99,7 +101,7 @@ impl MountState {
         Ok(Self {
             version: VERSION,
             pid,
-            started: start_of(pid).ok_or(io::ErrorKind::NotFound)?,
+            started: owned::start_of(pid).ok_or(io::ErrorKind::NotFound)?,
             since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             mount_id: None,
             mountpoint: Text::from(&*config.mountpoint.canonicalize()?),
@@ -150,7 +152,7 @@ impl MountState {
 
     /// Whether the process that serves it lives.
     fn is_live(&self) -> bool {
-        start_of(self.pid) == Some(self.started)
+        owned::start_of(self.pid) == Some(self.started)
     }
 }
 
@@ -176,6 +178,7 @@ fn in_force(options: &Options) -> Vec<String> {
         ("passthrough", options.passthrough, default.passthrough),
         ("metacopy", options.metacopy, default.metacopy),
         ("index", options.index, default.index),
+        ("sandbox", options.sandbox, default.sandbox),
     ] {
         if on != default {
             all.push(format!("{name}={}", if on { "on" } else { "off" }));
@@ -198,17 +201,6 @@ fn in_force(options: &Options) -> Vec<String> {
         all.push(format!("timeout={}", timeout.as_secs_f64()));
     }
     all
-}
-
-/// When a process started, in clock ticks since boot; `None` when there is none.
-fn start_of(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may contain anything, a parenthesis too.
-    let (_, rest) = stat.rsplit_once(')')?;
-    // Field 22; the first one behind the name is field 3.
-    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    // A zombie serves nothing any more.
-    if fields.first() == Some(&"Z") { None } else { fields.get(19)?.parse().ok() }
 }
 
 /// Where this user's state lies; `None` where there is no place for it.
@@ -236,12 +228,19 @@ fn directories() -> Vec<PathBuf> {
 #[derive(Debug, Clone)]
 pub struct Recorded {
     file: PathBuf,
+    /// The user who has recorded it, if that is neither the one who reads it nor root.
+    foreign: Option<u32>,
 }
 
 impl Recorded {
     /// The path of the mount's control socket.
     pub fn socket(&self) -> PathBuf {
         self.file.with_extension("sock")
+    }
+
+    /// Another user than the one who reads it, and root, has recorded it: what it says is that user's word.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign.is_some()
     }
 
     /// The mount has ended.
@@ -262,12 +261,7 @@ impl Recorded {
 /// Those of writing.
 pub fn record(state: &MountState) -> io::Result<Option<Recorded>> {
     let Some(dir) = own_directory() else { return Ok(None) };
-    match fs::create_dir(&dir) {
-        // Whatever the umask is.
-        Ok(()) => fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?,
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(e),
-    }
+    owned::make_directory(&dir)?;
     let mut file = tempfile::Builder::new()
         .prefix(".")
         .permissions(fs::Permissions::from_mode(0o644))
@@ -276,7 +270,7 @@ pub fn record(state: &MountState) -> io::Result<Option<Recorded>> {
     file.flush()?;
     let path = dir.join(format!("{}.json", state.pid));
     file.persist(&path).map_err(|e| e.error)?;
-    Ok(Some(Recorded { file: path }))
+    Ok(Some(Recorded { file: path, foreign: None }))
 }
 
 /// The states of all live mounts, by mount point. What the dead have left is removed where that is permitted.
@@ -290,44 +284,47 @@ fn entries() -> Vec<(Recorded, MountState)> {
     let mut found = Vec::new();
     let own = own_directory();
     for dir in directories() {
+        let mine = own.as_ref() == Some(&dir);
+        let Ok(owner) = owned::owner_of_directory(&dir) else { continue };
+        let foreign = (!mine && dir != Path::new(SYSTEM)).then_some(owner);
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.extension() != Some(OsStr::new("json")) {
                 continue;
             }
-            let Ok(bytes) = fs::read(&path) else { continue };
+            let Ok(bytes) = owned::read(&path, owner) else { continue };
             // One of another version, perhaps of a program newer than this.
             let Ok(state) = serde_json::from_slice::<MountState>(&bytes) else { continue };
             if state.version != VERSION {
                 continue;
             }
-            let recorded = Recorded { file: path };
-            if state.is_live() {
+            let recorded = Recorded { file: path, foreign };
+            if !state.is_live() {
+                if mine {
+                    recorded.remove();
+                }
+            } else if owned::user_of_process(state.pid) == Some(owner) {
                 found.push((recorded, state));
-            } else if own.as_ref() == Some(&dir) {
-                recorded.remove();
             }
         }
     }
     found
 }
 
-/// The mount at exactly this path, absolute and without symlinks; the last one if there are several.
-pub fn at(mountpoint: &Path) -> Option<(Recorded, MountState)> {
-    let here = |(_, s): &(Recorded, MountState)| PathBuf::from(&s.mountpoint) == mountpoint;
-    entries().into_iter().filter(here).max_by_key(|(_, s)| (s.since, s.mount_id))
+/// The state of a mount, which lies at exactly this path, absolute and without symlinks; the last one if there are
+/// several. What other users have recorded counts only for a mount that is theirs.
+pub fn at(mountpoint: &Path, mount: &MountEntry) -> Option<(Recorded, MountState)> {
+    let here = |(recorded, state): &(Recorded, MountState)| {
+        PathBuf::from(&state.mountpoint) == mountpoint
+            && recorded.foreign.is_none_or(|owner| mount.user == Some(owner))
+    };
+    let own = |recorded: &Recorded| recorded.foreign.is_none();
+    entries().into_iter().filter(here).max_by_key(|(r, s)| (own(r), s.since, s.mount_id))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn processes_are_told_apart() {
-        let own = start_of(std::process::id()).unwrap();
-        assert!(own > 0);
-        assert_eq!(start_of(u32::MAX - 1), None);
-    }
 
     #[test]
     fn paths_that_are_no_text() {

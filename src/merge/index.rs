@@ -37,13 +37,20 @@ pub fn origin_of(stack: &Stack, dir: &Dir, name: &OsStr) -> Result<Option<Origin
     }
 }
 
-/// The copy of the lower file with this origin, if it was copied up: its index entry and state.
-pub fn find(stack: &Stack, origin: &Origin) -> Result<Option<(Indexed, Stat)>> {
+/// The copy of the file of this type with this origin, if it was copied up: its index entry and state.
+///
+/// # Errors
+/// EIO for an entry of another type, as with the kernel's overlayfs: no copy-up has made it.
+pub fn find(stack: &Stack, origin: &Origin, kind: FileType) -> Result<Option<(Indexed, Stat)>> {
     let (Ok(work), Some(name)) = (stack.work(stack.upper()), origin.index_name()) else { return Ok(None) };
     let index = work.index().fd()?;
     match file::stat_at(&index, &name) {
         // Index entries that are whiteouts or directories serve NFS export, which is not for us.
         Ok(st) if !st.is_dir() && !st.is_whiteout_device() => {
+            if st.kind() != kind {
+                tracing::warn!(name = %name.display(), "an index entry is not of the type of its file");
+                return Err(Errno::IO);
+            }
             Ok(Some((Indexed { diff: diff(stack, &name)?, name: name.into() }, st)))
         }
         Ok(_) | Err(Errno::NOENT) => Ok(None),

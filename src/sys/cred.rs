@@ -25,6 +25,11 @@ fn own_capabilities() -> Result<CapabilitySets> {
     Ok(caps)
 }
 
+/// The capabilities of this thread have changed.
+pub(super) fn forget_capabilities() {
+    OWN_CAPS.set(None);
+}
+
 /// Who asks, as the request tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {

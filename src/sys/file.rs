@@ -236,13 +236,15 @@ pub fn chown_fd(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()>
     rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)
 }
 
+/// fchmodat2(2), which libc does not name on all architectures; the same on all of them (arch/*/tools/syscall.tbl).
+pub(super) const SYS_FCHMODAT2: libc::c_long = 452;
+
 /// Sets the permission bits of the object behind a descriptor (O_PATH too; not of a symlink).
 pub fn chmod_fd(fd: impl AsFd, mode: u32) -> Result<()> {
     let (fd, mode) = (fd.as_fd(), mode & 0o7777);
     // fchmodat2(2) of Linux 6.6. SAFETY: a constant string that ends in NUL, and plain numbers.
-    let done = unsafe {
-        libc::syscall(libc::SYS_fchmodat2, fd.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) == 0
-    };
+    let done =
+        unsafe { libc::syscall(SYS_FCHMODAT2, fd.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) == 0 };
     match done.then_some(()).ok_or_else(super::last_errno) {
         // Not known to the kernel, or to a seccomp filter.
         Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => {

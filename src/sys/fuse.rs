@@ -13,11 +13,11 @@ use crate::error::Result;
 pub const DEVICE: &str = "/dev/fuse";
 
 /// `FUSE_DEV_IOC_CLONE`: makes a freshly opened device one more way to a connection.
-const CLONE: libc::c_ulong = 0x8004_e500;
+pub(super) const CLONE: libc::c_ulong = 0x8004_e500;
 /// `FUSE_DEV_IOC_BACKING_OPEN`
-const BACKING_OPEN: libc::c_ulong = 0x4010_e501;
+pub(super) const BACKING_OPEN: libc::c_ulong = 0x4010_e501;
 /// `FUSE_DEV_IOC_BACKING_CLOSE`
-const BACKING_CLOSE: libc::c_ulong = 0x4004_e502;
+pub(super) const BACKING_CLOSE: libc::c_ulong = 0x4004_e502;
 
 /// `struct fuse_backing_map`
 #[repr(C)]

@@ -1,4 +1,5 @@
-//! File handles (name_to_handle_at(2)) and filesystem UUIDs: how an origin is named on disk.
+//! File handles (name_to_handle_at(2)) and filesystem UUIDs: how an origin is named on disk. No mount opens one: what
+//! a layer says is a name to compare with and a number to show there, and leads to no object.
 #![allow(unsafe_code)] // name_to_handle_at and the UUID ioctl have no safe wrapper.
 
 use std::ffi::{CString, OsStr};
@@ -10,6 +11,9 @@ use crate::format::origin::FileHandle;
 
 /// The longest handle the kernel makes (`MAX_HANDLE_SZ` in fcntl.h).
 const MAX_HANDLE: usize = 128;
+
+/// `FS_IOC_GETFSUUID`: _IOR(0x15, 0, struct fsuuid2) in linux/fs.h.
+pub(super) const GET_UUID: u32 = 0x8011_1500;
 
 #[repr(C)]
 struct Raw {
@@ -75,10 +79,8 @@ pub fn fs_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
         len: u8,
         uuid: [u8; 16],
     }
-    // _IOR(0x15, 0, struct fsuuid2) in linux/fs.h.
-    const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500;
     let mut out = FsUuid2 { len: 0, uuid: [0; 16] };
     // SAFETY: the ioctl writes one struct fsuuid2, which `out` is.
-    let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_GETFSUUID, &raw mut out) };
+    let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), GET_UUID as libc::Ioctl, &raw mut out) };
     (rc == 0 && out.len == 16).then_some(out.uuid)
 }

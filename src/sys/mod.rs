@@ -2,6 +2,8 @@
 //! descriptor; nothing here follows a symlink that lies in a layer.
 
 pub mod ahead;
+pub mod confine;
+mod confine_calls;
 pub mod copy;
 pub mod cred;
 pub mod file;

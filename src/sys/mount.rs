@@ -11,8 +11,9 @@ use crate::error::{Errno, Result};
 
 /// `MOUNT_ATTR_RDONLY` in mount_setattr(2).
 pub(super) const ATTR_RDONLY: u64 = 0x1;
-/// `MOUNT_ATTR_NODEV`.
-const ATTR_NODEV: u64 = 0x4;
+/// `MOUNT_ATTR_NOSUID`, `MOUNT_ATTR_NODEV` and `MOUNT_ATTR_NOEXEC`. We open no device of a layer and execute nothing in
+/// one; what the users of our own mount may do is for the flags of that.
+const ATTR_INERT: u64 = 0x2 | 0x4 | 0x8;
 /// `MOUNT_ATTR_NOATIME`.
 const ATTR_NOATIME: u64 = 0x10;
 /// `MOUNT_ATTR__ATIME`: the field of access time settings, cleared before one is set.
@@ -45,17 +46,17 @@ pub(super) fn set_attributes(tree: impl AsFd, flags: libc::c_int, attr: &MountAt
     if rc == 0 { Ok(()) } else { Err(super::last_errno()) }
 }
 
-/// A detached, read-only, noatime clone of the mount beneath `dir`, rooted at `dir`: what lies below
-/// cannot be written through it by any mistake, and the original mount stays free to be unmounted. The directory
+/// A detached, read-only, noatime clone of the mount beneath `dir`, rooted at `dir`, without devices and programs: what lies
+/// below cannot be written through it by any mistake, and the original mount stays free to be unmounted. The directory
 /// keeps the clone; the descriptor that made it, which goes to `trees`, is needed no more. But closing it takes some
 /// milliseconds (the kernel waits for all CPUs): a moment should be chosen when nobody waits for that.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN, ENOSYS on kernels before 5.12: use `dir` itself then.
 pub fn clone_read_only(dir: impl AsFd, trees: &mut Vec<OwnedFd>) -> Result<OwnedFd> {
-    let tree = match clone(&dir, ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME, ATTR_ATIME) {
+    let tree = match clone(&dir, ATTR_RDONLY | ATTR_INERT | ATTR_NOATIME, ATTR_ATIME) {
         // In a user namespace the access time settings of outer mounts are locked (mount_namespaces(7)).
-        Err(Errno::PERM) => clone(&dir, ATTR_RDONLY | ATTR_NODEV, 0)?,
+        Err(Errno::PERM) => clone(&dir, ATTR_RDONLY | ATTR_INERT, 0)?,
         other => other?,
     };
     // The descriptor of a clone is O_PATH: open its root for listing and xattrs.
@@ -64,13 +65,13 @@ pub fn clone_read_only(dir: impl AsFd, trees: &mut Vec<OwnedFd>) -> Result<Owned
     dir
 }
 
-/// A detached clone of the mount beneath `dir` with the same settings, rooted at `dir`, for searching alone. As
-/// with [`clone_read_only`], what is opened by way of it keeps it.
+/// A detached clone of the mount beneath `dir` as writable as that and without devices and programs, rooted at
+/// `dir`, for searching alone. As with [`clone_read_only`], what is opened by way of it keeps it.
 ///
 /// # Errors
 /// As for [`clone_read_only`].
-pub fn clone_as_is(dir: impl AsFd, trees: &mut Vec<OwnedFd>) -> Result<OwnedFd> {
-    let tree = clone(dir, 0, 0)?;
+pub fn clone_writable(dir: impl AsFd, trees: &mut Vec<OwnedFd>) -> Result<OwnedFd> {
+    let tree = clone(dir, ATTR_INERT, 0)?;
     let dir = rustix::fs::openat(&tree, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     trees.push(tree);
     dir

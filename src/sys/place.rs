@@ -60,7 +60,7 @@ pub fn open_named_dir(path: &Path) -> Result<OwnedFd> {
 /// # Errors
 /// Where the right to clone is missing, or one of them has moved meanwhile.
 pub fn detach(dirs: &[&OwnedFd], trees: &mut Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
-    by_way_of(dirs, |shared| mount::clone_as_is(shared, trees))
+    by_way_of(dirs, |shared| mount::clone_writable(shared, trees))
 }
 
 /// The same directories, each by way of a detached, read-only clone of its mount ([`mount::clone_read_only`]); as it

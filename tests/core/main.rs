@@ -3,6 +3,7 @@
 
 mod concurrency;
 mod copy_up;
+mod crafted;
 mod hardlinks;
 mod init_layer;
 mod io_modes;

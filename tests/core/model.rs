@@ -29,7 +29,7 @@ struct Model {
 }
 
 #[derive(Debug, Clone)]
-enum Op {
+pub enum Op {
     Put(String),
     Write(String, String),
     Truncate(String),
@@ -220,7 +220,8 @@ fn show(u: &Union) -> Vec<(String, u32)> {
     u.show().into_iter().zip(tree.values()).map(|(line, shown)| (line, shown.nlink)).collect()
 }
 
-fn apply(u: &Union, op: &Op) -> Result<()> {
+/// Does an operation on a union.
+pub fn apply(u: &Union, op: &Op) -> Result<()> {
     match op {
         Op::Put(path) => u.put(path, "new").map(drop),
         Op::Write(path, text) => u.write(path, text),
@@ -250,8 +251,8 @@ fn apply(u: &Union, op: &Op) -> Result<()> {
     }
 }
 
-const UPPER: &str = "f d/u up\nw b\no e/o\nf e/o/new 1";
-const LOWERS: [&str; 3] = [
+pub const UPPER: &str = "f d/u up\nw b\no e/o\nf e/o/new 1";
+pub const LOWERS: [&str; 3] = [
     "f a one\nf d/a two\nh d/b d/a\nh e/c d/a\nl e/l a\nw d/gone",
     "f b three\nf d/gone 4\nf e/o/old 5\nf d/s/a 6\nf d/s/t/b 7\nf e/s/c 8",
     "f d/s/t/c 9\nf d/s/d 10\nh e/e d/s/d\nf e/o/older 11\nd c/c",
@@ -269,7 +270,8 @@ fn known() -> impl Strategy<Value = String> {
     prop_oneof![3 => prop::sample::select(paths.map(str::to_owned).to_vec()), 1 => path()]
 }
 
-fn op() -> impl Strategy<Value = Op> {
+/// Any operation.
+pub fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => path().prop_map(Op::Put),
         2 => (known(), prop::sample::select(vec!["X", "YYYY"])).prop_map(|(p, t)| Op::Write(p, t.into())),
@@ -288,7 +290,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// Whether the kernel would ask for it: it refuses by itself to move a directory below itself.
-fn askable(op: &Op) -> bool {
+pub fn askable(op: &Op) -> bool {
     match op {
         Op::Rename(a, b) | Op::Exchange(a, b) => inside(a, b).is_none() && inside(b, a).is_none(),
         _ => true,
@@ -296,11 +298,11 @@ fn askable(op: &Op) -> bool {
 }
 
 /// The same operations each time, unless PROPTEST_RNG_SEED and PROPTEST_CASES say otherwise.
-fn config() -> ProptestConfig {
+pub fn config(cases: u32) -> ProptestConfig {
     let given = ProptestConfig::default();
     let named = std::env::var_os("PROPTEST_CASES").is_some();
     ProptestConfig {
-        cases: if named { given.cases } else { 150 },
+        cases: if named { given.cases } else { cases },
         rng_seed: match given.rng_seed {
             RngSeed::Random => RngSeed::Fixed(1),
             fixed => fixed,
@@ -312,7 +314,7 @@ fn config() -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(150))]
 
     #[test]
     fn random_operations_agree_with_a_map(ops in prop::collection::vec(op(), 1..40)) {
