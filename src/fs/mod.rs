@@ -14,6 +14,7 @@ mod open;
 mod owner;
 mod remove;
 mod rename;
+pub mod snapshot;
 mod up;
 mod xattr;
 

@@ -18,7 +18,7 @@ use crate::sys::file::{self, Stat};
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
 /// pages by a handle for writing.
-fn real_flags(flags: OFlags, sync: bool) -> OFlags {
+pub(super) fn real_flags(flags: OFlags, sync: bool) -> OFlags {
     let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
     let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
     let always = if sync && writes { OFlags::DSYNC } else { OFlags::empty() };

@@ -3,12 +3,12 @@
 pub mod adapter;
 mod connect;
 mod convert;
-mod handshake;
+pub mod handshake;
 mod ioctl;
-mod message;
+pub mod message;
 pub mod mounts;
 pub mod report;
 pub mod session;
 pub mod stats;
-mod wire;
+pub mod wire;
 mod workers;

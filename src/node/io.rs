@@ -94,6 +94,24 @@ impl Io {
         (None, !std::mem::take(&mut self.written))
     }
 
+    /// What handles are passed through to, if any is.
+    pub fn backing(&self) -> Option<&Backing> {
+        self.backing.as_ref()
+    }
+
+    /// Takes in a handle that another process has told the kernel of, passed through to `backing` or not.
+    pub fn adopt(&mut self, passed: bool, backing: Option<Backing>, writes: bool) {
+        if passed {
+            self.passed += 1;
+            self.backing = self.backing.take().or(backing);
+            self.written |= writes;
+            // Whether it is mapped is not known.
+            self.mappable |= writes;
+        } else {
+            self.cached += 1;
+        }
+    }
+
     /// Lets a handle go. Gives what must be dropped once the lock is released.
     pub fn close(&mut self, passed: bool) -> (Option<Backing>, Option<Arc<OwnedFd>>) {
         let count = if passed { &mut self.passed } else { &mut self.cached };
