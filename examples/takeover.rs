@@ -84,19 +84,23 @@ impl Known {
             .push((parent, name.to_vec()));
     }
 
-    fn apply(&mut self, event: Event) {
+    /// Gives the number of a node without a name that is forgotten by it.
+    fn apply(&mut self, event: Event) -> Option<u64> {
         match event {
             Event::Entry(parent, name, ino) => {
                 self.gain(parent, &name, ino);
                 self.nodes.get_mut(&ino).unwrap().lookups += 1;
             }
             Event::Forget(ino, count) => {
-                let Some(node) = self.nodes.get_mut(&ino) else { return };
+                let node = self.nodes.get_mut(&ino)?;
                 node.lookups = node.lookups.saturating_sub(count);
                 if node.lookups == 0 {
-                    for place in self.nodes.remove(&ino).unwrap().places {
+                    let places = self.nodes.remove(&ino).unwrap().places;
+                    let nameless = places.is_empty();
+                    for place in places {
                         self.names.remove(&place);
                     }
+                    return nameless.then_some(ino);
                 }
             }
             Event::Gone(parent, name) => drop(self.lose(parent, &name)),
@@ -126,6 +130,7 @@ impl Known {
                 self.files = snapshot.files.into_iter().map(|file| (file.fh, file)).collect();
             }
         }
+        None
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -152,7 +157,12 @@ impl Server {
         line.push(b'\n');
         // One write is whole or not at all, whenever we are killed.
         self.journal.lock().unwrap().write_all(&line).unwrap();
-        self.known.lock().unwrap().apply(event);
+        if let Some(ino) = self.known.lock().unwrap().apply(event) {
+            // The holder can let go of it.
+            let mut none = SendAncillaryBuffer::new(&mut []);
+            let message = [IoSlice::new(&ino.to_ne_bytes()), IoSlice::new(&[0])];
+            rustix::net::sendmsg(&self.socket, &message, &mut none, SendFlags::empty()).unwrap();
+        }
     }
 
     fn keep(&self, ino: u64) {

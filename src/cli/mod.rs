@@ -6,6 +6,7 @@ mod commit;
 mod demo;
 mod diff;
 mod generate;
+mod given;
 mod helper;
 mod ids;
 mod image;

@@ -12,6 +12,7 @@ mod flags;
 mod lookup;
 mod open;
 mod owner;
+mod quota;
 mod remove;
 mod rename;
 pub mod snapshot;
@@ -41,6 +42,8 @@ pub use crate::sys::Backing;
 pub use crate::sys::cred::Caller;
 pub use crate::sys::file::SetTime;
 pub use crate::sys::flags::Extended;
+
+pub use quota::{Quota, Usage};
 
 /// Inode number of the root, as FUSE fixes it.
 pub const ROOT: u64 = 1;
@@ -113,6 +116,7 @@ pub struct UnionFs {
     chmods: AtomicU64,
     /// There are POSIX ACLs.
     acl: bool,
+    quota: Option<Quota>,
     /// Every directory has one link.
     static_nlink: bool,
     /// Times without a part of a second are shown one nanosecond later.
@@ -132,6 +136,7 @@ impl UnionFs {
             layers.lowers.splice(0..0, [Some(upper), layers.init.take()].into_iter().flatten());
         }
         let stack = Stack::open(layers, options)?;
+        let quota = Quota::open(&stack, options)?;
         let found = merge::lookup::root(&stack)?;
         let table = Arc::new(Table::default());
         let layer = found.parts.first().map_or(UPPER, |p| p.layer());
@@ -153,6 +158,7 @@ impl UnionFs {
             noatime: options.atime == Atime::No,
             chmods: AtomicU64::new(0),
             acl: options.acl,
+            quota,
             static_nlink: options.static_nlink,
             for_comparison,
         })

@@ -55,6 +55,11 @@ impl Io {
         self.real.as_ref().filter(|(of, _)| *of == id).map(|(_, fd)| fd.clone())
     }
 
+    /// Whether handles are open.
+    pub fn is_open(&self) -> bool {
+        self.cached > 0 || self.passed > 0
+    }
+
     /// Whether passthrough handles are open.
     pub fn is_passed(&self) -> bool {
         self.passed > 0

@@ -2,6 +2,7 @@
 nothing behind but what lies in the layers. A round that finds something wrong ends with an exception."""
 
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -168,7 +169,7 @@ def lowers(mnt, own, rng):
         os.rename(directory, top / "moving")
         os.rename(top / "moving", directory)
     for i in range(200):
-        path = mnt / "tree" / f"t{i % 4}" / f"d{i % 10}" / f"f{i % 50}"
+        path = mnt / "other" / f"t{i % 4}" / f"d{i % 10}" / f"f{i % 50}"
         os.chmod(path, 0o600 if rng.random() < 0.5 else 0o644)
         with open(path, "r+b") as file:
             first = file.read(1)
@@ -220,17 +221,16 @@ KINDS = {"git": git, "tar": tar, "compile": compile, "fio": fio, "storm": storm,
 
 
 def make_lowers(top, count=4):
-    """Lowers with `tree/tN/dN/fN`, each file in one of them."""
+    """Lowers with `tree/tN/dN/fN`, each file in one of them, and the same in `other`, for whoever changes them."""
     found = []
     rng = random.Random(1)
     for layer in range(count):
         base = top / f"l{layer}"
-        for t in range(4):
-            for d in range(10):
-                directory = base / "tree" / f"t{t}" / f"d{d}"
-                directory.mkdir(parents=True)
-                for i in range(50):
-                    if i % count == layer:
-                        (directory / f"f{i}").write_bytes(rng.randbytes(rng.randint(1, 8000)))
+        for tree, t, d in itertools.product(("tree", "other"), range(4), range(10)):
+            directory = base / tree / f"t{t}" / f"d{d}"
+            directory.mkdir(parents=True)
+            for i in range(50):
+                if i % count == layer:
+                    (directory / f"f{i}").write_bytes(rng.randbytes(rng.randint(1, 8000)))
         found.append(base)
     return found
