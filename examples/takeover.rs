@@ -160,7 +160,8 @@ impl Server {
         if let Some(ino) = self.known.lock().unwrap().apply(event) {
             // The holder can let go of it.
             let mut none = SendAncillaryBuffer::new(&mut []);
-            let message = [IoSlice::new(&ino.to_ne_bytes()), IoSlice::new(&[0])];
+            let number = ino.to_ne_bytes();
+            let message = [IoSlice::new(&number), IoSlice::new(&[0])];
             rustix::net::sendmsg(&self.socket, &message, &mut none, SendFlags::empty()).unwrap();
         }
     }
