@@ -32,6 +32,7 @@ const DEFAULT_SOURCE: &str = "unionfs";
 
 /// A mount whose handshake with the kernel is done; requests are answered once [`Mounted::run`] runs.
 pub struct Mounted {
+    union: Arc<UnionFs>,
     workers: Workers,
     ring: bool,
     claim: Claim,
@@ -97,7 +98,7 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     let at = config.mountpoint.canonicalize().map_err(|e| complain(&config.mountpoint, e.to_string()))?;
     let (device, agreed) = open_connection(&at, &options)?;
     let adapter = Adapter::new(Arc::clone(&union), Arc::clone(&device), agreed.passthrough, &options);
-    let report = Report::new(union, adapter.stats(), agreed);
+    let report = Report::new(Arc::clone(&union), adapter.stats(), agreed);
     let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
     let workers = Workers { adapter: Arc::new(adapter), device, threads };
     if options.private
@@ -110,7 +111,7 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
         mounts::read_ahead(entry);
     }
     let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at };
-    Ok(Mounted { workers, ring: agreed.ring, claim, stopper, report })
+    Ok(Mounted { union, workers, ring: agreed.ring, claim, stopper, report })
 }
 
 /// Mounts and shakes hands.
@@ -204,7 +205,7 @@ impl Mounted {
     /// # Errors
     /// A failure of the connection to the kernel.
     pub fn run(self) -> io::Result<()> {
-        let Self { workers, ring, claim, stopper, report: _ } = self;
+        let Self { union, workers, ring, claim, stopper, report: _ } = self;
         let device = workers.device.as_fd().try_clone_to_owned()?;
         let (ended, end) = mpsc::channel();
         let also_ended = ended.clone();
@@ -223,6 +224,9 @@ impl Mounted {
                 }
             })?;
         }
+        // Now that the mount answers, nobody waits for this.
+        union.stack().let_trees_go();
+        drop(union);
         end.recv().unwrap_or(Ok(()))
     }
 }
