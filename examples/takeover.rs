@@ -342,6 +342,7 @@ impl Place {
         unsafe { self.word(offset).write_volatile(value) }
     }
 
+    #[allow(clippy::mut_from_ref)] // It is the kernel's memory as much as ours.
     fn bytes(&self, offset: usize, len: usize) -> &mut [u8] {
         // SAFETY: inside of the mapping; one thread has this place, and the kernel writes to it only while that waits.
         unsafe { std::slice::from_raw_parts_mut(self.at.add(offset), len) }
