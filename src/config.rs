@@ -85,6 +85,15 @@ pub enum Permissions {
     Containers,
 }
 
+/// How much the upper may hold (`size=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// So many bytes.
+    Bytes(u64),
+    /// A part of its filesystem, in hundredths.
+    Percent(u8),
+}
+
 /// Options of a mount (`-o`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -149,6 +158,10 @@ pub struct Options {
     pub acl: bool,
     /// The label of all files for SELinux (`context=`).
     pub context: Option<String>,
+    /// How much the upper may hold (`size=BYTES`, `size=N%`); `None`: as much as its filesystem.
+    pub size: Option<Size>,
+    /// How many objects the upper may hold (`inodes=N`).
+    pub inodes: Option<u64>,
     /// The mount is not propagated to peers of the mount that it lies on (`private`).
     pub private: bool,
     /// The daemon gives up what it does not need once the mount is made (`sandbox=on|off`).
@@ -185,6 +198,8 @@ impl Default for Options {
             static_nlink: false,
             acl: true,
             context: None,
+            size: None,
+            inodes: None,
             private: false,
             sandbox: true,
         }

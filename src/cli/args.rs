@@ -132,6 +132,11 @@ Examples:
                          user. (2), for filesystems and users that cannot set them (default: 0)
   static_nlink           every directory has one link
   noacl                  no POSIX ACLs in the mount
+  size=BYTES[k|m|g|t], size=N%
+                         how much the files of the upper layer may take together, or which part of its
+                         filesystem; more is ENOSPC (default: no limit)
+  inodes=N[k|m|g], nr_inodes=N
+                         how many files and directories the upper layer may hold (default: no limit)
   threads=N              the most worker threads (default: two per CPU, 4 to 16; with io_uring the
                          most for each CPU, 8)
   fsname=NAME            source shown in the mount table (default: unionfs)

@@ -8,6 +8,7 @@ mod demo;
 mod diff;
 mod freeze;
 mod generate;
+mod given;
 mod helper;
 mod ids;
 mod image;

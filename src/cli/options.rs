@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::layer_list::{Lowers, split_layers, unescape};
+use super::given::{Given, split_options};
+use super::layer_list::{Lowers, split_layers};
 use crate::config::ids::{IdMap, Ids, Ranges};
 use crate::config::{Atime, IoUring, Options, Permissions, RedirectDir};
 use crate::error::MountError;
@@ -92,157 +92,9 @@ pub fn parse(lists: &[OsString]) -> Result<Parsed, MountError> {
     Ok(parsed)
 }
 
-/// Options whose value may be quoted, since labels have commas (mount(8), "context").
-const QUOTED: [&[u8]; 4] = [b"context=\"", b"fscontext=\"", b"defcontext=\"", b"rootcontext=\""];
-
-/// Splits at the commas that no backslash protects, and takes the backslashes before commas away. Those
-/// before other bytes are left to the reader of the value.
-fn split_options(mut rest: &[u8]) -> Vec<Vec<u8>> {
-    let mut all = Vec::new();
-    let mut option: Vec<u8> = Vec::new();
-    loop {
-        if option.is_empty()
-            && let Some(start) = QUOTED.iter().find(|start| rest.starts_with(start)).map(|start| start.len())
-            && let Some(len) = rest[start..].iter().position(|byte| *byte == b'"')
-        {
-            let (quoted, tail) = rest.split_at(start + len + 1);
-            option.extend_from_slice(quoted);
-            rest = tail;
-        }
-        rest = match rest {
-            [b'\\', b',', tail @ ..] => {
-                option.push(b',');
-                tail
-            }
-            [b'\\', b'\\', tail @ ..] => {
-                option.extend_from_slice(br"\\");
-                tail
-            }
-            [b',', tail @ ..] => {
-                all.push(std::mem::take(&mut option));
-                tail
-            }
-            [byte, tail @ ..] => {
-                option.push(*byte);
-                tail
-            }
-            [] => {
-                all.push(option);
-                return all;
-            }
-        };
-    }
-}
-
-/// One option.
-struct Given<'a> {
-    whole: &'a [u8],
-    value: Option<&'a [u8]>,
-}
-
-impl<'a> Given<'a> {
-    fn wrong(&self, reason: impl Into<String>) -> MountError {
-        MountError::option(OsStr::from_bytes(self.whole).to_string_lossy(), reason)
-    }
-
-    /// The meaning of a flag, which takes no value.
-    fn flag<T>(&self, meaning: T) -> Result<T, MountError> {
-        match self.value {
-            None => Ok(meaning),
-            Some(_) => Err(self.wrong("takes no value")),
-        }
-    }
-
-    /// One of the values in `choices`. Named by the error: all of them.
-    fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T, MountError> {
-        let found = choices.iter().find(|(name, _)| self.value == Some(name.as_bytes()));
-        found.map(|(_, meaning)| *meaning).ok_or_else(|| {
-            let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-            let names = match names.split_last() {
-                Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
-                _ => names.concat(),
-            };
-            self.wrong(format!("takes the value {names}"))
-        })
-    }
-
-    fn switch(&self) -> Result<bool, MountError> {
-        self.choice(&[("on", true), ("off", false)])
-    }
-
-    /// A switch that is on when it has no value.
-    fn lone_switch(&self) -> Result<bool, MountError> {
-        if self.value.is_none() { Ok(true) } else { self.switch() }
-    }
-
-    fn text(&self) -> Result<&'a [u8], MountError> {
-        match self.value {
-            Some(value) if !value.is_empty() => Ok(value),
-            _ => Err(self.wrong("needs a value after an equals sign")),
-        }
-    }
-
-    fn utf8(&self) -> Result<String, MountError> {
-        let name = unescape(self.text()?);
-        name.into_string().map_err(|_| self.wrong("takes a name in UTF-8"))
-    }
-
-    fn path(&self) -> Result<PathBuf, MountError> {
-        self.text().map(|text| PathBuf::from(unescape(text)))
-    }
-
-    /// A path, or an empty one.
-    fn any_path(&self) -> Result<PathBuf, MountError> {
-        if self.value == Some(b"") { Ok(PathBuf::new()) } else { self.path() }
-    }
-
-    fn number(&self, range: std::ops::RangeInclusive<usize>) -> Result<usize, MountError> {
-        let number = OsStr::from_bytes(self.text()?).to_str().and_then(|s| s.parse().ok());
-        number
-            .filter(|n| range.contains(n))
-            .ok_or_else(|| self.wrong(format!("takes a number from {} to {}", range.start(), range.end())))
-    }
-
-    /// A number of a user or group.
-    fn id(&self) -> Result<u32, MountError> {
-        let id = OsStr::from_bytes(self.text()?).to_str().and_then(|s| s.parse().ok());
-        id.filter(|id| *id != u32::MAX).ok_or_else(|| self.wrong("takes the number of a user or group"))
-    }
-
-    fn ranges(&self) -> Result<Ranges, MountError> {
-        let ranges = OsStr::from_bytes(self.text()?).to_str().and_then(|s| s.parse().ok());
-        ranges.ok_or_else(|| self.wrong("takes LAYER-ID:SHOWN-ID:COUNT, more of them after another colon"))
-    }
-
-    /// The text of a value that may be quoted.
-    fn label(&self) -> Result<String, MountError> {
-        let text = self.text()?;
-        let text = text.strip_prefix(b"\"").and_then(|t| t.strip_suffix(b"\"")).unwrap_or(text);
-        match OsStr::from_bytes(text).to_str() {
-            Some(label) if !label.is_empty() && !label.contains(['"', '\0']) => Ok(label.to_owned()),
-            _ => Err(self.wrong("takes a label of SELinux")),
-        }
-    }
-
-    fn seconds(&self) -> Result<Duration, MountError> {
-        let text = OsStr::from_bytes(self.text()?).to_str();
-        let seconds: Option<f64> = text.and_then(|s| s.parse().ok());
-        // So large a number means no limit.
-        let longest = Duration::from_secs(u64::from(u32::MAX));
-        match seconds {
-            Some(s) if s >= 0.0 => Ok(Duration::try_from_secs_f64(s).unwrap_or(longest).min(longest)),
-            _ => Err(self.wrong("takes a number of seconds, such as 1 or 0.5")),
-        }
-    }
-}
-
 impl Parsed {
     fn apply(&mut self, whole: &[u8]) -> Result<(), MountError> {
-        let (name, value) = match whole.iter().position(|b| *b == b'=') {
-            Some(at) => (&whole[..at], Some(&whole[at + 1..])),
-            None => (whole, None),
-        };
-        let given = Given { whole, value };
+        let (name, given) = Given::new(whole);
         let known = self.apply_layer(name, &given)?
             || self.apply_owner(name, &given)?
             || self.apply_generic(name, &given)?
@@ -357,6 +209,9 @@ impl Parsed {
                     given.choice(&[("on", IoUring::On), ("off", IoUring::Off), ("auto", IoUring::Auto)])?;
             }
             b"threads" => options.threads = Some(given.number(1..=MAX_THREADS)?),
+            b"size" => options.size = Some(given.size()?),
+            // The second name is that of tmpfs.
+            b"inodes" | b"nr_inodes" => options.inodes = Some(given.count()?),
             b"fsname" => options.fsname = Some(given.utf8()?),
             b"log" => options.log = Some(given.path()?),
             _ => return Ok(false),
@@ -381,7 +236,10 @@ impl Parsed {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::Size;
     use proptest::prelude::*;
     use std::os::unix::ffi::OsStringExt;
 
@@ -453,6 +311,17 @@ mod tests {
     }
 
     #[test]
+    fn reads_limits() {
+        for (value, bytes) in
+            [("4096", 4096), ("4k", 4096), ("3M", 3 << 20), ("2g", 2 << 30), ("1T", 1 << 40)]
+        {
+            assert_eq!(options(&format!("size={value}")).size, Some(Size::Bytes(bytes)));
+        }
+        assert_eq!(options("size=50%").size, Some(Size::Percent(50)));
+        assert_eq!((options("inodes=10").inodes, options("nr_inodes=2k").inodes), (Some(10), Some(2048)));
+    }
+
+    #[test]
     fn reads_layers() {
         assert_eq!(
             layers("lowerdir=a:b::d,upperdir=u,workdir=w,init=i"),
@@ -507,6 +376,14 @@ mod tests {
             ("lowerdir+=", "needs a value"),
             ("datadir+", "needs a value"),
             ("init=", "needs a value"),
+            ("size=", "needs a value"),
+            ("size=0", "number of bytes"),
+            ("size=1x", "number of bytes"),
+            ("size=k", "number of bytes"),
+            ("size=101%", "number of bytes"),
+            ("size=16777216t", "number of bytes"),
+            ("inodes=-1", "takes a number"),
+            ("inodes=5%", "takes a number"),
         ] {
             let list = format!("rw,{option},nodev").into();
             let error = parse(&[list]).and_then(|p| p.refuse_unknown()).unwrap_err().to_string();

@@ -59,7 +59,7 @@ impl UnionFs {
             Some(open) => open.fd(self.index())?,
             None => Arc::new(node.open(self.index(), OFlags::WRONLY, false)?.0),
         };
-        rustix::fs::ftruncate(&*fd, size)?;
+        self.change_blocks(node, &*fd, 0, || rustix::fs::ftruncate(&*fd, size))?;
         self.clear_setid(caller, node, &*fd, || caller.keeps_setid())?;
         Ok(())
     }
@@ -83,6 +83,6 @@ impl UnionFs {
     /// Those of statfs(2).
     pub fn statfs(&self) -> Result<StatVfs> {
         let top = self.stack.roots().next().ok_or(Errno::IO)?;
-        file::statfs(top.fd()?)
+        file::statfs(top.fd()?).map(|st| self.limited(st))
     }
 }

@@ -226,9 +226,18 @@ impl UnionFs {
             };
             let dir = self.writable(parent, slot.layer)?;
             let top = self.writable(parent, parent.layer())?;
+            let room = self.room(slot.layer, 0)?;
             let made = place(&self.stack, (&dir, &top), slot, name, is_dir, &mut make)?;
-            self.own(parent, (&dir, name), caller, mode)?;
-            let stat = stat(&made, &dir, name)?;
+            let stat =
+                match self.own(parent, (&dir, name), caller, mode).and_then(|()| stat(&made, &dir, name)) {
+                    Ok(stat) => stat,
+                    // It is there.
+                    Err(e) => {
+                        room.made();
+                        return Err(e);
+                    }
+                };
+            room.used(&stat);
             let found = if is_dir {
                 let parts = vec![Dir::below(dir.dir(), name, &stat)];
                 Found::Dir(DirFound { parts, stat, redirect: None })

@@ -39,7 +39,9 @@ impl UnionFs {
             Some(caller) if self.stack.stat(open.node.layer(), &*fd)?.has_setid() => Some(caller),
             _ => None,
         };
-        let written = write_some_at(&*fd, data, offset)?;
+        let written = self.write_blocks(&open.node, &*fd, (offset, data.len()), |fits| {
+            write_some_at(&*fd, &data[..fits.min(data.len())], offset)
+        })?;
         if let Some(caller) = killer {
             // They may be gone by the write already.
             self.clear_setid(caller, &open.node, &*fd, || false)?;
@@ -84,7 +86,10 @@ impl UnionFs {
         let _content = open.node.hold_still();
         let fd = open.fd(self.index())?;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
-        rustix::fs::fallocate(&*fd, mode, offset, len)?;
+        // What is made a hole, or taken out, takes nothing.
+        let shrinks = FallocateFlags::PUNCH_HOLE | FallocateFlags::COLLAPSE_RANGE;
+        let growth = if mode.intersects(shrinks) { 0 } else { len };
+        self.change_blocks(&open.node, &*fd, growth, || rustix::fs::fallocate(&*fd, mode, offset, len))?;
         self.clear_setid(caller, &open.node, &*fd, || caller.keeps_setid())
     }
 
@@ -128,13 +133,9 @@ impl UnionFs {
         let (mut from_offset, mut to_offset) = (from_offset, to_offset);
         // The answer has 32 bits.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        let copied = rustix::fs::copy_file_range(
-            &*source,
-            Some(&mut from_offset),
-            &*target,
-            Some(&mut to_offset),
-            len,
-        )?;
+        let copied = self.write_blocks(&to.node, &*target, (to_offset, len), |len| {
+            rustix::fs::copy_file_range(&*source, Some(&mut from_offset), &*target, Some(&mut to_offset), len)
+        })?;
         Ok((copied, self.clear_setid(caller, &to.node, &*target, || caller.keeps_setid())?))
     }
 }

@@ -59,9 +59,13 @@ impl From<Errno> for Refused {
 }
 
 impl UnionFs {
+    fn nodes(&self) -> Vec<Arc<Node>> {
+        self.table.all().into_iter().map(|(node, _)| node).collect()
+    }
+
     /// The files of the upper and the init layer that are open for writing and have a name, by path.
     pub fn writers(&self) -> Vec<Writer> {
-        let open = self.files.all().into_iter().filter(|open| open.writes());
+        let open = self.files.all().into_iter().map(|(_, open)| open).filter(|open| open.writes());
         let mut all: Vec<Writer> = open
             .filter_map(|open| {
                 Some(Writer { path: path_of(&open.node)?, passed: open.passed, mapped: false })
@@ -77,7 +81,7 @@ impl UnionFs {
         let in_upper = |node: &Node| node.layer() == self.upper() && node.with(|s| s.pinned.is_none());
         let mut all = Vec::new();
         let mut known = HashSet::new();
-        for open in self.files.all() {
+        for (_, open) in self.files.all() {
             if open.writes() && open.passed && in_upper(&open.node) && known.insert(open.node.ino) {
                 let path = path_of(&open.node).unwrap_or_default();
                 all.push(Writer { path, passed: true, mapped: false });
@@ -205,7 +209,7 @@ impl UnionFs {
         if !self.keep_links {
             return Err(Refused::NoIndex);
         }
-        let nodes = self.table.all();
+        let nodes = self.nodes();
         let busy = self.unstoppable(&nodes)?;
         if !busy.is_empty() {
             return Err(Refused::Busy(busy));
@@ -223,10 +227,16 @@ impl UnionFs {
         for (ours, init) in shared {
             copy(&ours, &*init.fd()?, init.layer())?;
         }
-        let nodes = self.table.all();
+        let nodes = self.nodes();
         before()?;
         self.stack.freeze(upper, work)?;
         self.settle_nodes(&nodes, old);
+        if let Some(quota) = self.quota()
+            && let Err(e) = quota.restart(&self.stack)
+        {
+            // It is frozen all the same; what the old upper held goes on to count.
+            tracing::warn!("the new upper cannot be counted: {e}");
+        }
         Ok(())
     }
 

@@ -14,8 +14,10 @@ pub mod gate;
 mod lookup;
 mod open;
 mod owner;
+mod quota;
 mod remove;
 mod rename;
+pub mod snapshot;
 mod up;
 mod xattr;
 
@@ -43,6 +45,8 @@ pub use crate::sys::cred::Caller;
 pub use crate::sys::file::SetTime;
 pub use crate::sys::flags::Extended;
 pub use freeze::{Refused, Writer};
+
+pub use quota::{Quota, Usage};
 
 /// Inode number of the root, as FUSE fixes it.
 pub const ROOT: u64 = 1;
@@ -117,6 +121,7 @@ pub struct UnionFs {
     chmods: AtomicU64,
     /// There are POSIX ACLs.
     acl: bool,
+    quota: Option<Quota>,
     /// Every directory has one link.
     static_nlink: bool,
     /// Times without a part of a second are shown one nanosecond later.
@@ -151,6 +156,7 @@ impl UnionFs {
             layers.lowers.splice(0..0, [Some(upper), layers.init.take()].into_iter().flatten());
         }
         let stack = Stack::open(layers, options)?;
+        let quota = Quota::open(&stack, options)?;
         let found = merge::lookup::root(&stack)?;
         let table = Arc::new(Table::default());
         let layer = found.parts.first().map_or(stack.upper(), |p| p.layer());
@@ -172,6 +178,7 @@ impl UnionFs {
             noatime: options.atime == Atime::No,
             chmods: AtomicU64::new(0),
             acl: options.acl,
+            quota,
             static_nlink: options.static_nlink,
             for_comparison,
             copied: Copied::default(),

@@ -19,7 +19,7 @@ use crate::sys::file::{self, Stat};
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
 /// pages by a handle for writing.
-fn real_flags(flags: OFlags, sync: bool) -> OFlags {
+pub(super) fn real_flags(flags: OFlags, sync: bool) -> OFlags {
     let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
     let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
     let always = if sync && writes { OFlags::DSYNC } else { OFlags::empty() };
@@ -57,7 +57,7 @@ impl UnionFs {
         };
         if truncate {
             // An empty file, too: open(2) with O_TRUNC sets its times.
-            rustix::fs::ftruncate(&fd, 0)?;
+            self.change_blocks(&node, &fd, 0, || rustix::fs::ftruncate(&fd, 0))?;
         }
         let mode_changed = truncate && self.clear_setid(caller, &node, &fd, || caller.keeps_setid())?;
         let mut opened = self.opened(&node, (flags, real), (layer, fd), (st, chmods), make)?;
@@ -124,7 +124,8 @@ impl UnionFs {
             // A lower file may be copied up while it is open, and all handles of an inode must have one backing file.
             // In a mount without writes it stays what it is.
             let stays = in_place || !self.stack.is_writable();
-            let allowed = stays && !self.noatime && !now.has_setid();
+            // What the kernel writes by itself nobody counts.
+            let allowed = stays && !self.noatime && !now.has_setid() && self.quota.is_none();
             let (backing, keep_cache) = io.open(allowed, real.contains(OFlags::RDWR), || make(fd.as_fd()));
             let stray = maps && backing.is_some() && io.set_mappable();
             if in_place {

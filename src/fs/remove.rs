@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::UnionFs;
+use super::quota::Losing;
 use crate::edit::remove::remove;
 use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
@@ -45,8 +46,10 @@ impl UnionFs {
             self.check_removable(&node, holder)?;
             let _count = node.counting.lock();
             let pinned = self.keep_object(&node, &parent, name)?;
+            let losing = self.losing(&node)?;
             self.take_name(&parent, name, holder, false)?;
             self.lost(&node, &parent, name, holder, pinned);
+            losing.into_iter().for_each(Losing::done);
             return Ok(());
         }
     }
@@ -79,8 +82,10 @@ impl UnionFs {
                 && !hidden_below(&self.stack, &parent.parts()?, holder, name)?;
             if alone {
                 let pinned = node.pin(None)?;
+                let losing = self.losing(&node)?;
                 match self.writable(&parent, holder)?.rmdir(name) {
                     Ok(()) => {
+                        losing.into_iter().for_each(Losing::done);
                         node.update(|s| s.pinned = Some(pinned));
                         node.remove_link(&parent, name);
                         return Ok(());
@@ -100,7 +105,9 @@ impl UnionFs {
             }
             self.check_removable(&node, holder)?;
             let pinned = node.pin(None)?;
+            let losing = self.losing(&node)?;
             self.take_name(&parent, name, holder, true)?;
+            losing.into_iter().for_each(Losing::done);
             node.update(|s| s.pinned = Some(pinned));
             node.remove_link(&parent, name);
             return Ok(());

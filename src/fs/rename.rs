@@ -8,6 +8,7 @@ use parking_lot::RwLockWriteGuard;
 use rustix::fs::RenameFlags;
 
 use super::UnionFs;
+use super::quota::Losing;
 use super::remove::{First, PATIENCE};
 use super::up::Need;
 use crate::copy_up;
@@ -219,6 +220,7 @@ impl UnionFs {
             Some(t) => self.keep_object(&t.node, to, new_name)?,
             None => None,
         };
+        let losing = target.map(|t| self.losing(&t.node)).transpose()?.flatten();
         let redirect = if node.is_dir() { self.detach(node, from, name, to, new_name)? } else { None };
         if !self.is_init(home) && (self.has_origin(node) || node.is_dir()) {
             self.set_impure(&to_dir)?;
@@ -247,6 +249,10 @@ impl UnionFs {
             } else {
                 self.lost(t, to, new_name, holder, kept);
             }
+        }
+        losing.into_iter().for_each(Losing::done);
+        if layer != home && self.quota().is_some() {
+            self.moved_between(layer, home, &file::stat_at(to_dir.fd()?, new_name)?);
         }
         let link = Link { parent: to.clone(), name: new_name.into(), layer: home };
         self.moved(node, from, name, link, redirect);

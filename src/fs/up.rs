@@ -48,6 +48,11 @@ impl Source {
     pub(super) fn as_content(&self) -> Content<'_> {
         self.fd.as_ref().map_or(Content::Empty, |fd| Content::Copy(fd.as_fd(), self.len))
     }
+
+    /// The most bytes that a copy of it takes. `st`: the attributes of the file.
+    fn most(&self, st: &Stat) -> u64 {
+        if self.fd.is_some() { self.len.min(st.size).min(st.blocks.saturating_mul(512)) } else { 0 }
+    }
 }
 
 /// Refuses to change an object of a lower that is immutable or append-only: a copy could not be so
@@ -137,6 +142,7 @@ impl UnionFs {
         check_unprotected(&*fd, need)?;
         let st = self.stack.stat(top.layer(), &*fd)?;
         let origin = index::origin_of(&self.stack, &top, OsStr::new(""))?;
+        let room = self.room(self.upper(), 0)?;
         let staged = copy_up::stage(
             &self.stack,
             (top.layer(), self.upper()),
@@ -153,6 +159,7 @@ impl UnionFs {
         self.set_impure(&to)?;
         self.note_name(self.upper(), &link.name)?;
         let new = staged.publish(&to, &link.name)?;
+        room.used(&new);
         let part = Dir::below(parent, &link.name, &new);
         self.copied.add(1, 0);
         node.relocate(self.upper(), |s| {
@@ -209,6 +216,7 @@ impl UnionFs {
                 _ => self.content(node, &st, u64::MAX)?,
             };
             let content = if later { Content::Later } else { source.as_content() };
+            let room = self.room(self.upper(), source.most(&st))?;
             let staged = copy_up::stage(
                 &self.stack,
                 (node.layer(), self.upper()),
@@ -235,6 +243,7 @@ impl UnionFs {
                 }
             })?;
             self.copied.add(1, source.bytes(st.size));
+            room.used(&new);
             if split {
                 self.stack.identity().adopt(new.dev, new.ino, node.ino);
             }
@@ -294,10 +303,15 @@ impl UnionFs {
         let before = node.stat(self.index())?;
         let source = self.content(node, &before, len.unwrap_or(u64::MAX))?;
         let (copy, _) = node.open_here(self.index(), OFlags::RDWR, false)?;
-        copy_up::complete(&self.stack, self.upper(), source.as_content(), &copy, &before)?;
+        self.complete_up(node, &source, &copy, &before)?;
         self.copied.add(0, source.bytes(before.size));
         node.relocate(node.layer(), |s| s.data = None);
         Ok(())
+    }
+
+    fn complete_up(&self, node: &Node, source: &Source, copy: &OwnedFd, before: &Stat) -> Result<()> {
+        let complete = || copy_up::complete(&self.stack, self.upper(), source.as_content(), copy, before);
+        self.change_blocks_in(self.upper(), node, copy, source.most(before), complete)
     }
 
     fn add_to_index(
@@ -339,6 +353,7 @@ impl UnionFs {
         let st = self.stack.stat(node.layer(), &*from)?;
         let len = if let Need::Data(Some(len)) = need { len } else { u64::MAX };
         let source = self.content(node, &st, len)?;
+        let room = self.room(self.upper(), source.most(&st))?;
         let staged = copy_up::stage(
             &self.stack,
             (node.layer(), self.upper()),
@@ -356,6 +371,8 @@ impl UnionFs {
             s.data = None;
             s.hidden = true;
         });
+        room.used(&new);
+        self.count_nameless(node, &new);
         Ok(())
     }
 

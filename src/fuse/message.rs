@@ -110,6 +110,11 @@ impl<'a> Body<'a> {
         self.length
     }
 
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
     /// The room that is left.
     pub fn room(&mut self) -> &mut [u8] {
         &mut self.buffer[self.length..]

@@ -88,6 +88,13 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     check_device()?;
     let mut options = config.options.clone();
     options.read_only |= config.layers.upper.is_none();
+    if config.layers.upper.is_none() {
+        let limits = [("size", options.size.is_some()), ("inodes", options.inodes.is_some())];
+        if let Some((name, _)) = limits.into_iter().find(|(_, given)| *given) {
+            let reason = "limits the upper layer, and there is none; name one or leave the option out";
+            return Err(MountError::option(name, reason));
+        }
+    }
     let fds =
         claim.take_fds().ok_or_else(|| MountError::System("the layers were mounted already".to_owned()))?;
     let union = UnionFs::open(fds, &options)

@@ -40,6 +40,11 @@ impl OpenFile {
         Self { node, flags, passed, size, real: RwLock::new((layer, fd)) }
     }
 
+    /// Access mode and status flags of the real file.
+    pub fn flags(&self) -> OFlags {
+        self.flags
+    }
+
     /// Whether it was opened for writing.
     pub fn writes(&self) -> bool {
         self.flags.intersects(OFlags::WRONLY | OFlags::RDWR)
@@ -85,6 +90,17 @@ impl<T> Handles<T> {
         fh
     }
 
+    /// Keeps a thing that another process has given this handle to. Later handles are higher.
+    pub fn put(&self, fh: u64, thing: T) {
+        self.next.fetch_max(fh.saturating_add(1), Ordering::Relaxed);
+        self.map.insert(fh, Arc::new(thing));
+    }
+
+    /// All, with their handles.
+    pub fn all(&self) -> Vec<(u64, Arc<T>)> {
+        self.map.iter().map(|entry| (*entry.key(), entry.value().clone())).collect()
+    }
+
     /// The thing behind a handle.
     ///
     /// # Errors
@@ -96,11 +112,6 @@ impl<T> Handles<T> {
     /// Lets go of a handle.
     pub fn remove(&self, fh: u64) -> Option<Arc<T>> {
         self.map.remove(&fh).map(|(_, thing)| thing)
-    }
-
-    /// All that are open.
-    pub fn all(&self) -> Vec<Arc<T>> {
-        self.map.iter().map(|entry| entry.value().clone()).collect()
     }
 
     /// How many are open.

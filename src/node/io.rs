@@ -57,6 +57,11 @@ impl Io {
         self.real.as_ref().filter(|(of, _)| *of == id).map(|(_, fd)| fd.clone())
     }
 
+    /// Whether handles are open.
+    pub fn is_open(&self) -> bool {
+        self.cached > 0 || self.passed > 0
+    }
+
     /// Whether passthrough handles are open.
     pub fn is_passed(&self) -> bool {
         self.passed > 0
@@ -105,6 +110,24 @@ impl Io {
         self.cached += 1;
         // Dropped pages are read again: from the first cached handle on they are kept up to date.
         (None, !std::mem::take(&mut self.written))
+    }
+
+    /// What handles are passed through to, if any is.
+    pub fn backing(&self) -> Option<&Backing> {
+        self.backing.as_ref()
+    }
+
+    /// Takes in a handle that another process has told the kernel of, passed through to `backing` or not.
+    pub fn adopt(&mut self, passed: bool, backing: Option<Backing>, writes: bool) {
+        if passed {
+            self.passed += 1;
+            self.backing = self.backing.take().or(backing);
+            self.written |= writes;
+            // Whether it is mapped is not known.
+            self.mappable |= writes;
+        } else {
+            self.cached += 1;
+        }
     }
 
     /// Lets a handle go. Gives what must be dropped once the lock is released.

@@ -102,6 +102,27 @@ impl Table {
         drop(held);
     }
 
+    /// Counts so many lookups at once, of a node that another process has told the kernel of.
+    pub fn hold(&self, node: &Arc<Node>, lookups: u64) {
+        if let Some(mut slot) = self.slots.get_mut(&node.ino)
+            && lookups > 0
+        {
+            match &mut *slot {
+                Slot::Held(_, count) => *count += lookups,
+                loose @ Slot::Loose(_) => *loose = Slot::Held(node.clone(), lookups),
+            }
+        }
+    }
+
+    /// All nodes, with the lookups that the kernel counts on each.
+    pub fn all(&self) -> Vec<(Arc<Node>, u64)> {
+        let each = |slot: &Slot| match slot {
+            Slot::Held(node, lookups) => Some((node.clone(), *lookups)),
+            Slot::Loose(node) => node.upgrade().map(|node| (node, 0)),
+        };
+        self.slots.iter().filter_map(|slot| each(&slot)).collect()
+    }
+
     /// Whether the kernel knows the node.
     pub fn is_held(&self, ino: u64) -> bool {
         self.slots.get(&ino).is_some_and(|slot| matches!(*slot, Slot::Held(..)))
@@ -110,11 +131,6 @@ impl Table {
     /// The directory and name that a node had when it went, if it is remembered.
     pub fn last_place(&self, ino: u64) -> Option<(u64, OsString)> {
         self.gone.lock().get(ino)
-    }
-
-    /// All nodes.
-    pub fn all(&self) -> Vec<Arc<Node>> {
-        self.slots.iter().filter_map(|slot| slot.node()).collect()
     }
 
     /// Number of nodes.

@@ -108,6 +108,11 @@ impl BackingFile {
         Ok(Self { id, device: device.clone() })
     }
 
+    /// A file that another process has told the same connection of, by its number.
+    pub fn adopt(device: &Arc<Device>, id: i32) -> Self {
+        Self { id, device: device.clone() }
+    }
+
     /// What an answer to an open names it by.
     pub fn id(&self) -> i32 {
         self.id

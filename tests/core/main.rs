@@ -13,6 +13,7 @@ mod model;
 mod owners;
 mod redirects;
 mod renames;
+mod snapshot;
 mod tree;
 mod union;
 mod unlinked;
