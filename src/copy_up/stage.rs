@@ -27,7 +27,7 @@ pub struct Staged<'a> {
     temp: Option<OsString>,
     /// Refers to the copy; O_PATH unless it is a regular file.
     fd: OwnedFd,
-    /// Bytes of data that were copied.
+    /// Bytes of data that were copied or shared.
     copied: u64,
 }
 
@@ -97,19 +97,36 @@ pub fn complete(
 ) -> Result<()> {
     const CAPABILITY: &str = "security.capability";
     let target = Target::Fd(copy.as_fd());
+    let mark = Mark::Metacopy.name(stack.work(layer)?.abilities().namespace);
     // Lost by writing.
     let capability = xattr::get_opt(target, OsStr::new(CAPABILITY))?;
-    if let Content::Copy(source, len) = content {
-        let copied = copy::copy_data(source, copy, len.min(before.size), !stack.volatile())?;
-        if copied > 0 && !stack.volatile() {
-            rustix::fs::fsync(copy)?;
+    let keep_capability = || match &capability {
+        Some(value) => xattr::set(target, OsStr::new(CAPABILITY), value, XattrFlags::empty()),
+        None => Ok(()),
+    };
+    let fill = || {
+        match content {
+            Content::Copy(source, len) => {
+                let copied = copy::copy_data(source, copy, len.min(before.size), !stack.volatile())?;
+                if copied > 0 && !stack.volatile() {
+                    rustix::fs::fsync(copy)?;
+                }
+            }
+            // The hole that stands for the data must not be taken for it once the mark is gone.
+            Content::Empty | Content::Later => rustix::fs::ftruncate(copy, 0)?,
         }
-    }
-    if let Some(capability) = capability {
-        xattr::set(target, OsStr::new(CAPABILITY), &capability, XattrFlags::empty())?;
-    }
-    metadata::times(copy, before)?;
-    xattr::remove(target, Mark::Metacopy.name(stack.work(layer)?.abilities().namespace))
+        keep_capability()?;
+        metadata::times(copy, before)?;
+        xattr::remove(target, mark)
+    };
+    fill().inspect_err(|_| {
+        // The size is an attribute; what else is in the copy is not looked at.
+        let restored = rustix::fs::ftruncate(copy, before.size);
+        let restored = restored.and_then(|()| keep_capability()).and_then(|()| metadata::times(copy, before));
+        if let Err(e) = restored {
+            tracing::warn!("the attributes of a file whose data could not be copied up have changed: {e}");
+        }
+    })
 }
 
 fn empty_file(work: &WorkDir) -> Result<Staged<'_>> {
@@ -194,9 +211,10 @@ impl Staged<'_> {
     }
 
     /// Publishes the copy under a name that nothing has in `dir`, whose times stay as they are.
-    /// Gives the copy's attributes.
+    /// Gives the copy's attributes as they were before. Nothing fails once it has the name.
     pub fn publish(mut self, dir: &Writable, name: &OsStr) -> Result<Stat> {
-        let before = file::stat_fd(dir.fd()?)?;
+        let fd = dir.fd()?;
+        let (before, own) = (file::stat_fd(&fd)?, file::stat_fd(&self.fd)?);
         match self.temp.take() {
             None => dir.link(&self.fd, name)?,
             Some(temp) => {
@@ -207,12 +225,13 @@ impl Staged<'_> {
             }
         }
         // Failing to restore them would undo nothing.
-        let _ = metadata::times(dir.fd()?, &before);
-        file::stat_fd(&self.fd)
+        let _ = metadata::times(fd, &before);
+        Ok(own)
     }
 
     /// Publishes the copy in place of whatever has the name.
     pub fn replace(mut self, dir: &Writable, name: &OsStr) -> Result<Stat> {
+        let own = file::stat_fd(&self.fd)?;
         let temp = match self.temp.take() {
             Some(temp) => temp,
             None => {
@@ -225,13 +244,13 @@ impl Staged<'_> {
             self.temp = Some(temp);
             return Err(e);
         }
-        file::stat_fd(&self.fd)
+        Ok(own)
     }
 
-    /// Publishes the copy in exchange for whatever has the name, which is deleted.
-    pub fn swap(self, dir: &Writable, name: &OsStr) -> Result<()> {
+    /// Publishes the copy in exchange for whatever has the name, which is deleted with this object, or comes back by
+    /// a second call.
+    pub fn swap(&self, dir: &Writable, name: &OsStr) -> Result<()> {
         let Some(temp) = &self.temp else { return Err(Errno::INVAL) };
-        // What was exchanged for the copy now has its name, and goes with this object.
         self.work.staging().rename(temp, dir, name, RenameFlags::EXCHANGE)
     }
 

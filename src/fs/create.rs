@@ -8,6 +8,7 @@ use rustix::fs::{FileType, RenameFlags};
 use super::up::Need;
 use super::{Attr, Caller, UnionFs};
 use crate::edit::create::{Slot, place, slot};
+use crate::edit::remove::remove;
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Mark};
 use crate::layer::dir::{Dir, LayerId};
@@ -226,16 +227,26 @@ impl UnionFs {
             };
             let dir = self.writable(parent, slot.layer)?;
             let top = self.writable(parent, parent.layer())?;
-            let made = place(&self.stack, (&dir, &top), slot, name, is_dir, &mut make)?;
-            self.own(parent, (&dir, name), caller, mode)?;
-            let stat = stat(&made, &dir, name)?;
+            let several = self.stack.owner_attribute(slot.layer).is_some();
+            let made = place(&self.stack, (&dir, &top), slot, name, (is_dir, several), |dir, name| {
+                let made = make(dir, name)?;
+                self.own(parent, slot.layer, (dir, name), caller, mode)?;
+                Ok(made)
+            })?;
+            // Who gets an error has made nothing.
+            let undo = |_: &Errno| {
+                if let Err(e) = remove(&self.stack, &dir, name, is_dir, slot.whiteout) {
+                    tracing::warn!("what could not be shown to its maker stays: {name:?}: {e}");
+                }
+            };
+            let stat = stat(&made, &dir, name).inspect_err(undo)?;
             let found = if is_dir {
                 let parts = vec![Dir::below(dir.dir(), name, &stat)];
                 Found::Dir(DirFound { parts, stat, redirect: None })
             } else {
                 Found::Other(Other { dir: dir.dir().clone(), name: name.into(), stat, data: None })
             };
-            let (node, st) = self.admit(parent, name, found)?;
+            let (node, st) = self.admit(parent, name, found).inspect_err(undo)?;
             // A new object has no capability.
             node.set_powerless(true);
             return Ok((node, st, made));
