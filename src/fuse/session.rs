@@ -51,6 +51,8 @@ pub struct Stopper {
     /// In the mount table; `None` if it was not found there.
     id: Option<u64>,
     mount_point: PathBuf,
+    /// What was mounted, if it is marked as volatile until its end.
+    marked: Option<Arc<UnionFs>>,
 }
 
 /// Checks that the kernel's FUSE device can be opened.
@@ -89,6 +91,12 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     // The table and the stopper need the path without symlinks.
     let at = config.mountpoint.canonicalize().map_err(|e| complain(&config.mountpoint, e.to_string()))?;
     let (device, agreed) = open_connection(&at, &options)?;
+    let volatile = options.volatile_mark && !options.read_only;
+    if volatile && let Err(e) = union.stack().mark_volatile() {
+        let _ = unmount(&at, true);
+        return Err(MountError::System(format!("the work directory cannot be marked as that of a volatile mount: {e}")));
+    }
+    let marked = volatile.then(|| Arc::clone(&union));
     let adapter = Adapter::new(Arc::clone(&union), Arc::clone(&device), agreed.passthrough, &options);
     let report = Report::new(union, adapter.stats(), agreed);
     let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
@@ -102,7 +110,7 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     if let Some(entry) = &entry {
         mounts::read_ahead(entry);
     }
-    let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at };
+    let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at, marked };
     Ok(Mounted { workers, ring: agreed.ring, claim, stopper, report })
 }
 
@@ -249,6 +257,15 @@ impl Stopper {
             return Err(io::Error::other("another mount lies on top"));
         }
         unmount(&entry.mount_point, true)
+    }
+
+    /// Brings the layers of a volatile mount that has ended to their devices, after which they may be used again.
+    pub fn settle(&self) {
+        if let Some(union) = &self.marked
+            && let Err(e) = union.stack().settle_volatile()
+        {
+            tracing::error!("the work directory stays marked as that of a volatile mount: {e}");
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! The state of live mounts: a file for each in `/run/unionfs`, or in `$XDG_RUNTIME_DIR/unionfs` for a mount without
-//! root. It belongs to the process that serves the mount; when that is gone, the next reader removes the file.
+//! root. It belongs to the process that serves the mount; when both are gone, the next reader removes the file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -12,11 +12,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{LayerPaths, MountConfig, Options, Permissions, RedirectDir};
+use crate::format::mountinfo::{self, MountEntry};
 use crate::sys::cred;
 
 /// The form of the file. Files of another form are left alone.
 pub const VERSION: u32 = 1;
 
+const MOUNTS: &str = "/proc/self/mountinfo";
 const SYSTEM: &str = "/run/unionfs";
 const OF_USERS: &str = "/run/user";
 const SUBDIRECTORY: &str = "unionfs";
@@ -273,15 +275,26 @@ pub fn record(state: &MountState) -> io::Result<Option<Recorded>> {
     Ok(Some(Recorded { file: path }))
 }
 
-/// The states of all live mounts, by mount point. What the dead have left is removed where that is permitted.
-pub fn all() -> Vec<MountState> {
-    let mut states: Vec<MountState> = entries().into_iter().map(|(_, state)| state).collect();
-    states.sort_by_key(|s| (PathBuf::from(&s.mountpoint), s.since));
-    states
+/// A mount as it is found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    /// What was recorded when it was made.
+    #[serde(flatten)]
+    pub state: MountState,
+    /// Its process lives. If not, all there get ENOTCONN until it is unmounted.
+    pub live: bool,
 }
 
-fn entries() -> Vec<(Recorded, MountState)> {
-    let mut found = Vec::new();
+/// All mounts, by mount point: the live ones, and those in this mount namespace whose process has died. What the dead
+/// have left otherwise is removed where that is permitted.
+pub fn all() -> Vec<Listed> {
+    let mut found: Vec<Listed> = entries().into_iter().map(|(_, listed)| listed).collect();
+    found.sort_by_key(|l| (PathBuf::from(&l.state.mountpoint), l.state.since));
+    found
+}
+
+fn entries() -> Vec<(Recorded, Listed)> {
+    let (mut live, mut dead) = (Vec::new(), Vec::new());
     let own = own_directory();
     for dir in directories() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
@@ -296,20 +309,33 @@ fn entries() -> Vec<(Recorded, MountState)> {
                 continue;
             }
             let recorded = Recorded { file: path };
-            if state.is_live() {
-                found.push((recorded, state));
-            } else if own.as_ref() == Some(&dir) {
-                recorded.remove();
-            }
+            let is_own = own.as_ref() == Some(&dir);
+            if state.is_live() { live.push((recorded, state)) } else { dead.push((recorded, state, is_own)) }
+        }
+    }
+    let table = mountinfo::parse(&fs::read(MOUNTS).unwrap_or_default());
+    // The number of a mount is given again when it is gone.
+    let taken: Vec<Option<u64>> = live.iter().map(|(_, state)| state.mount_id).collect();
+    let stays = |state: &MountState| {
+        let is_it = |entry: &MountEntry| Some(entry.id) == state.mount_id && mountinfo::is_unionfs(entry);
+        !taken.contains(&state.mount_id) && table.iter().any(is_it)
+    };
+    let mut found: Vec<_> = live.into_iter().map(|(r, state)| (r, Listed { state, live: true })).collect();
+    for (recorded, state, is_own) in dead {
+        if stays(&state) {
+            found.push((recorded, Listed { state, live: false }));
+        } else if is_own {
+            recorded.remove();
         }
     }
     found
 }
 
-/// The mount at exactly this path, absolute and without symlinks; the last one if there are several.
+/// The live mount at exactly this path, absolute and without symlinks; the last one if there are several.
 pub fn at(mountpoint: &Path) -> Option<(Recorded, MountState)> {
+    let live = entries().into_iter().filter(|(_, l)| l.live).map(|(recorded, l)| (recorded, l.state));
     let here = |(_, s): &(Recorded, MountState)| PathBuf::from(&s.mountpoint) == mountpoint;
-    entries().into_iter().filter(here).max_by_key(|(_, s)| (s.since, s.mount_id))
+    live.filter(here).max_by_key(|(_, s)| (s.since, s.mount_id))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
-use crate::layer::{marks, owner};
+use crate::layer::{marks, owner, volatile};
 use crate::sys::file::{self, Stat};
 use crate::sys::xattr::Target;
 use crate::sys::{cred, mount, place};
@@ -352,5 +352,23 @@ impl Stack {
     /// Whether syncs are skipped.
     pub fn volatile(&self) -> bool {
         self.volatile
+    }
+
+    /// Marks the work directories of a stack that skips syncs, so that they are refused after a crash; see
+    /// [`volatile`].
+    ///
+    /// # Errors
+    /// Those of making files in the work directory.
+    pub fn mark_volatile(&self) -> Result<()> {
+        self.work.iter().chain(&self.init_work).try_for_each(|work| volatile::mark(work.staging()))
+    }
+
+    /// Brings the writable layers of a stack that was marked to their device and takes the marks away. Nothing may
+    /// change the layers any more.
+    ///
+    /// # Errors
+    /// Those of syncfs(2); the mark stays then.
+    pub fn settle_volatile(&self) -> Result<()> {
+        self.work.iter().chain(&self.init_work).try_for_each(|work| volatile::settle(work.staging()))
     }
 }
