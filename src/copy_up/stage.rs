@@ -84,7 +84,7 @@ pub fn stage<'a>(
 /// Gives a copy that has only attributes (see [`Content::Later`]) its data, and takes the mark away that it
 /// lacks it: until then, what the copy contains is not looked at.
 ///
-/// `before`: the copy's attributes.
+/// `before`: the copy's attributes. `len`: it is truncated to this size in the same step.
 ///
 /// # Errors
 /// As for [`stage`]; the copy is as good as before then.
@@ -94,6 +94,7 @@ pub fn complete(
     content: Content<'_>,
     copy: &OwnedFd,
     before: &Stat,
+    len: Option<u64>,
 ) -> Result<()> {
     const CAPABILITY: &str = "security.capability";
     let target = Target::Fd(copy.as_fd());
@@ -115,8 +116,13 @@ pub fn complete(
             // The hole that stands for the data must not be taken for it once the mark is gone.
             Content::Empty | Content::Later => rustix::fs::ftruncate(copy, 0)?,
         }
-        keep_capability()?;
-        metadata::times(copy, before)?;
+        match len {
+            Some(len) => rustix::fs::ftruncate(copy, len)?,
+            None => {
+                keep_capability()?;
+                metadata::times(copy, before)?;
+            }
+        }
         xattr::remove(target, mark)
     };
     fill().inspect_err(|_| {
@@ -197,6 +203,12 @@ impl Staged<'_> {
             rustix::fs::fsync(&self.fd)?;
         }
         Ok(())
+    }
+
+    /// Truncates the copy of a regular file, as truncate(2) does; gives a descriptor for reading and writing.
+    pub fn truncated(&self, len: u64) -> Result<OwnedFd> {
+        rustix::fs::ftruncate(&self.fd, len)?;
+        self.fd.try_clone().map_err(|_| Errno::MFILE)
     }
 
     /// Sets a private attribute of the copy.

@@ -33,10 +33,14 @@ impl UnionFs {
     /// Those of chmod(2), chown(2), truncate(2) and utimensat(2), of copy-up, and EROFS.
     pub fn setattr(&self, caller: &Caller, ino: u64, set: &SetAttr, fh: Option<u64>) -> Result<Attr> {
         let node = self.node(ino)?;
-        self.up(&node, set.size.map_or(Need::Attributes, |size| Need::Data(Some(size))))?;
+        let made = self.up(&node, set.size.map_or(Need::Attributes, |size| Need::Data(Some(size))))?;
         let _still = node.hold_still();
         if let Some(size) = set.size {
-            self.truncate(caller, &node, size, fh)?;
+            match made {
+                // It has this size already.
+                Some(fd) => self.clear_setid(caller, &node, &fd, || caller.keeps_setid()).map(drop)?,
+                None => self.truncate(caller, &node, size, fh)?,
+            }
         }
         let fd = node.refer(self.index())?;
         self.set_owner(caller, &node, &fd, set)?;

@@ -120,11 +120,11 @@ impl UnionFs {
         if node.with(|s| s.data.is_some()) {
             // Where its data is follows from its name.
             let node = node.clone();
-            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Data(None)))));
+            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Data(None)).map(drop))));
         }
         if !self.stack.in_place(node.layer()) {
             let node = node.clone();
-            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Attributes))));
+            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Attributes).map(drop))));
         }
         if parent.part(UPPER).is_none() {
             let parent = parent.clone();

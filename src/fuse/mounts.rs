@@ -55,7 +55,7 @@ pub fn is_dead(at: &Path) -> bool {
     let asked = thread::Builder::new().spawn(move || answer.send(rustix::fs::statfs(&at).map(drop)));
     // A process that has just died may be asked before the kernel has cut its connection.
     let answer = asked.ok().and_then(|_| answered.recv_timeout(ANSWER_WITHIN).ok());
-    matches!(answer, Some(Err(Errno::NOTCONN | Errno::CONNABORTED)))
+    matches!(answer, Some(Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED)))
 }
 
 /// Blocks until the mount with this id is not in the table any more.

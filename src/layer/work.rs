@@ -54,6 +54,8 @@ pub struct WorkDir {
     next: AtomicU64,
     /// The last whiteout made (O_PATH).
     whiteout: Mutex<Option<Arc<OwnedFd>>>,
+    /// Entries of `work` that could not be deleted.
+    left: Mutex<Vec<OsString>>,
 }
 
 impl WorkDir {
@@ -85,6 +87,7 @@ impl WorkDir {
             abilities,
             next,
             whiteout: Mutex::new(None),
+            left: Mutex::default(),
         })
     }
 
@@ -117,10 +120,19 @@ impl WorkDir {
         Ok(())
     }
 
-    /// Deletes an entry of [`Self::staging`] with all that is below it, as far as it can be.
+    /// Deletes an entry of [`Self::staging`] with all that is below it, as far as it can be. What is left is tried again
+    /// with the next one, and at the next mount.
     pub fn purge(&self, temp: &OsStr) {
-        if let Err(e) = self.work.fd().and_then(|fd| remove_tree(&fd, temp)) {
-            tracing::warn!("left in the work directory: {temp:?}: {e}");
+        let again = std::mem::take(&mut *self.left.lock());
+        for temp in again.iter().map(OsString::as_os_str).chain([temp]) {
+            match self.work.fd().and_then(|fd| remove_tree(&fd, temp)) {
+                // By the call before, which failed later.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => {
+                    tracing::warn!("left in the work directory: {temp:?}: {e}");
+                    self.left.lock().push(temp.to_owned());
+                }
+            }
         }
     }
 

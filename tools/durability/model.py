@@ -150,15 +150,13 @@ class Model:
         return allowed
 
 
-def scan(root, owns):
-    """The tree below `root` as far as it is the worker's: {path: (kind, mode, attribute, target or content)}."""
+def scan(root):
+    """The tree below `root`: {path: (kind, mode, attribute, target or content)}."""
     found = {}
     for directory, names, files in os.walk(root, onerror=fail):
         for name in names + files:
             whole = os.path.join(directory, name)
             path = os.path.relpath(whole, root)
-            if not owns(path):
-                continue
             st = os.lstat(whole)
             if stat.S_ISLNK(st.st_mode):
                 found[path] = ("l", 0o777, b"", os.readlink(whole))
@@ -203,23 +201,23 @@ def mixes(content, versions):
     return True
 
 
-def difference(found, snapshot, versions_of):
-    """How a tree differs from what it should be; "" when it does not."""
-    for path in sorted(set(found) | set(snapshot)):
-        if path not in found:
-            return f"{path} is missing"
-        if path not in snapshot:
-            return f"{path} should not be there"
-        is_, want = found[path], snapshot[path]
-        if is_[:3] != want[:3]:
-            return f"{path} is {is_[:3]}, not {want[:3]}"
-        if is_[0] == "l" and is_[3] != want[3]:
-            return f"{path} points to {is_[3]}, not {want[3]}"
-        if is_[0] == "f":
-            versions = versions_of(want[3])
-            if not mixes(is_[3], versions):
-                sizes = [len(v) for v in versions]
-                return f"{path} has {len(is_[3])} bytes that are none of its versions ({sizes} bytes)"
+def differences(found, snapshot, versions_of):
+    """How a tree differs from what it should be."""
+    return [how for path in sorted(set(found) | set(snapshot)) if (how := differs(path, found, snapshot, versions_of))]
+
+
+def differs(path, found, snapshot, versions_of):
+    if path not in found:
+        return f"{path} is missing"
+    if path not in snapshot:
+        return f"{path} should not be there"
+    is_, want = found[path], snapshot[path]
+    if is_[:3] != want[:3]:
+        return f"{path} is {is_[:3]}, not {want[:3]}"
+    if is_[0] == "l" and is_[3] != want[3]:
+        return f"{path} points to {is_[3]}, not {want[3]}"
+    if is_[0] == "f" and not mixes(is_[3], versions := versions_of(want[3])):
+        return f"{path} has {len(is_[3])} bytes that are none of its versions ({[len(v) for v in versions]} bytes)"
     return ""
 
 
@@ -228,10 +226,10 @@ def check_kill(model, pending, found):
     reasons = []
     for told, allowed in model.after_kill(pending):
         current = lambda number, model=allowed: [model.inodes[number].versions[-1][1]]  # noqa: E731
-        reason = difference(found, allowed.snapshot(), current)
-        if not reason:
+        wrong = differences(found, allowed.snapshot(), current)
+        if not wrong:
             return allowed, ""
-        reasons.append(f"with {told}: {reason}")
+        reasons.append(f"with {told}: {', '.join(wrong[:5])}")
     return None, "; ".join(reasons)
 
 
@@ -248,11 +246,12 @@ def check_power_loss(model, cut, found):
         later = [v for begin, v in inode.versions[base + 1 :] if begin <= cut]
         return [inode.versions[base][1], *later]
 
-    nearest = ""
+    trees = []
     for number in range(first, last + 1):
-        reason = difference(found, steps[number].snapshot, versions)
-        if not reason:
+        wrong = differences(found, steps[number].snapshot, versions)
+        if not wrong:
             return ""
-        if not nearest or number == first:
-            nearest = f"after operation {number} {steps[number].operation}: {reason}"
-    return f"like none of the trees after operations {first} to {last}; {nearest}"
+        trees.append((len(wrong), number, ", ".join(wrong[:5])))
+    _, number, wrong = min(trees)
+    near = "; ".join(f"{n} {s.operation[:3]}" for n, s in enumerate(steps[number - 3 : number + 4], number - 3))
+    return f"like none of the trees after operations {first} to {last}; after {number}: {wrong} ({near})"

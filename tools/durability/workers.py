@@ -13,7 +13,7 @@ from .model import ATTRIBUTE, Inode, Model
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 # What a request gets whose daemon dies before or while it is served.
-DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
 NAMES = "abcdefgh"
 COMMON = "common"
 SIZES = (1, 100, 4096, 5000, 20000)
@@ -27,10 +27,10 @@ def exchange(a, b):
         raise OSError(code, os.strerror(code))
 
 
-def owns(worker):
-    """Which paths are those of a worker."""
+def part(found, worker):
+    """What is a worker's part of a tree."""
     top, prefix = f"w{worker}", f"{COMMON}/{worker}_"
-    return lambda path: path == top or path.startswith((top + "/", prefix))
+    return {path: what for path, what in found.items() if path == top or path.startswith((top + "/", prefix))}
 
 
 def content(rng, size):
@@ -316,4 +316,4 @@ class Workers:
         return found
 
 
-__all__ = ["Outcome", "Workers", "make_lowers", "models", "owns"]
+__all__ = ["Outcome", "Workers", "make_lowers", "models", "part"]
