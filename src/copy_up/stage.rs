@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
 
 use crate::copy_up::metadata;
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Result, errno};
 use crate::format::names::Mark;
 use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
@@ -208,7 +208,7 @@ impl Staged<'_> {
     /// Truncates the copy of a regular file, as truncate(2) does; gives a descriptor for reading and writing.
     pub fn truncated(&self, len: u64) -> Result<OwnedFd> {
         rustix::fs::ftruncate(&self.fd, len)?;
-        self.fd.try_clone().map_err(|_| Errno::MFILE)
+        self.fd.try_clone().map_err(|e| errno(&e))
     }
 
     /// Sets a private attribute of the copy.
@@ -271,7 +271,7 @@ impl Staged<'_> {
         if let Some(temp) = self.temp.take() {
             self.work.purge(&temp);
         }
-        self.fd.try_clone().map_err(|_| Errno::MFILE)
+        self.fd.try_clone().map_err(|e| errno(&e))
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
 
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Result, errno};
 use crate::format::names::{Mark, Namespace};
 use crate::layer::dir::Dir;
 use crate::layer::fd_cache::FdCache;
@@ -312,7 +312,7 @@ fn remove_tree(dir: impl AsFd, name: &OsStr) -> Result<()> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         other => return other,
     }
-    let top = dir.as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    let top = dir.as_fd().try_clone_to_owned().map_err(|e| errno(&e))?;
     let mut left = vec![(Arc::new(top), name.to_owned())];
     while let Some((parent, name)) = left.last().cloned() {
         match file::rmdir(&*parent, &name) {
