@@ -269,15 +269,30 @@ fn temp_name(next: &AtomicU64) -> OsString {
     format!("#{:x}", next.fetch_add(1, Ordering::Relaxed)).into()
 }
 
-/// Tries on the work directory what its filesystem and our rights permit.
+/// Whether there was no room for what is permitted otherwise.
+fn is_full(e: Errno) -> bool {
+    matches!(e, Errno::NOSPC | Errno::DQUOT)
+}
+
+/// Tries on the work directory what its filesystem and our rights permit. One that is full can be mounted as well: how
+/// else could room be made?
 fn probe(staging: &Writable, next: &AtomicU64, userxattr: Option<bool>) -> Result<Abilities> {
     let fd = staging.fd()?;
     let daemon = Caller::daemon();
     let temp = temp_name(next);
-    staging.mkdir(&temp, 0o700, &daemon)?;
+    let made = match staging.mkdir(&temp, 0o700, &daemon) {
+        Ok(()) => true,
+        Err(e) if is_full(e) => false,
+        Err(e) => return Err(e),
+    };
     let settable = |ns: &Namespace| {
-        let target = Target::At(fd.as_fd(), &temp);
-        xattr::set(target, Mark::Opaque.name(*ns), b"n", XattrFlags::empty()).is_ok()
+        let target = if made { Target::At(fd.as_fd(), &temp) } else { Target::Fd(fd.as_fd()) };
+        let set = xattr::set(target, Mark::Opaque.name(*ns), b"n", XattrFlags::empty());
+        if !made {
+            // It means nothing here.
+            let _ = xattr::remove(target, Mark::Opaque.name(*ns));
+        }
+        set.map_or_else(is_full, |()| true)
     };
     let candidates: &[Namespace] = match userxattr {
         Some(true) => &[Namespace::User],
@@ -285,10 +300,13 @@ fn probe(staging: &Writable, next: &AtomicU64, userxattr: Option<bool>) -> Resul
         None => &[Namespace::Trusted, Namespace::User],
     };
     let namespace = candidates.iter().copied().find(settable);
-    staging.rmdir(&temp)?;
-    let device = staging.mknod(&temp, FileType::CharacterDevice.as_raw_mode(), 0, &daemon).is_ok();
+    if made {
+        staging.rmdir(&temp)?;
+    }
+    let device = staging.mknod(&temp, FileType::CharacterDevice.as_raw_mode(), 0, &daemon);
+    // Not known of a full one: then there is a way without.
     let mut rename_whiteout = false;
-    if device {
+    if device.is_ok() {
         let other = temp_name(next);
         rename_whiteout = staging.rename(&temp, staging, &other, RenameFlags::WHITEOUT).is_ok();
         staging.unlink(&temp)?;
@@ -299,7 +317,7 @@ fn probe(staging: &Writable, next: &AtomicU64, userxattr: Option<bool>) -> Resul
     Ok(Abilities {
         namespace: namespace.or(candidates.first().copied()).unwrap_or(Namespace::Trusted),
         xattrs: namespace.is_some(),
-        whiteout_device: device,
+        whiteout_device: device.map_or_else(is_full, |()| true),
         rename_whiteout,
         nameless: file::create_nameless(&fd, 0o600).is_ok(),
     })

@@ -252,8 +252,9 @@ def closing(fd, action):
 
 
 def whole(done, size):
+    """The kernel writes some requests at a time, and tells how far it came when one fails."""
     if done != size:
-        raise OSError(errno.EIO, f"{done} of {size} bytes were written")
+        raise OSError(errno.ECONNABORTED, f"{done} of {size} bytes were written")
 
 
 class Outcome:
