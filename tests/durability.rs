@@ -204,7 +204,8 @@ fn renames_where_no_whiteout_is_left_behind_in_one_step() {
         at("work").display()
     );
     let mount = ["-t", "overlay", "overlay", "-o", &options];
-    let mount: Vec<_> = mount.iter().map(|a| a.as_ref()).chain([at("disk").into_os_string().leak() as &_]).collect();
+    let mount: Vec<_> =
+        mount.iter().map(|a| a.as_ref()).chain([at("disk").into_os_string().leak() as &_]).collect();
     run("mount", &mount);
     for name in ["upper", "work"] {
         fs::create_dir(at("disk").join(name)).unwrap();
@@ -218,14 +219,9 @@ fn renames_where_no_whiteout_is_left_behind_in_one_step() {
     fs::remove_file(union.at("gone2/y")).unwrap();
     fs::remove_dir(union.at("gone2")).unwrap();
     fs::remove_file(union.at("e/y")).unwrap();
-    for (from, to) in [
-        ("f1", "sub/free"),
-        ("f2", "gone1"),
-        ("f3", "f4"),
-        ("d1", "sub/d"),
-        ("d2", "gone2"),
-        ("d3", "e"),
-    ] {
+    for (from, to) in
+        [("f1", "sub/free"), ("f2", "gone1"), ("f3", "f4"), ("d1", "sub/d"), ("d2", "gone2"), ("d3", "e")]
+    {
         fs::rename(union.at(from), union.at(to)).unwrap();
     }
     for _ in 0..2 {
@@ -303,7 +299,8 @@ fn fsync_reaches_attributes_that_were_copied_up_alone() {
     let traced = || {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
         tasks.flatten().all(|task| {
-            fs::read_to_string(task.path().join("status")).is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
+            fs::read_to_string(task.path().join("status"))
+                .is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
         })
     };
     assert!(wait_for(Duration::from_secs(10), traced));

@@ -10,11 +10,13 @@ use crate::inspect::state::{self, Listed};
 
 /// Arguments of `list`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Root sees the mounts of all users, others their own and those of root. One whose process has died is listed as dead
+#[command(
+    after_help = "Root sees the mounts of all users, others their own and those of root. One whose process has died is listed as dead
 until it is unmounted or another is mounted in its place.
 
 Example:
-  unionfs list")]
+  unionfs list"
+)]
 pub struct ListArgs {
     /// Print a JSON array
     #[arg(long)]

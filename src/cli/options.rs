@@ -322,7 +322,9 @@ impl Parsed {
         match name {
             b"volatile" => (options.volatile, options.volatile_mark) = given.flag((true, true))?,
             // Of fuse-overlayfs, which leaves no mark: who asks for it expects to mount the same layers again.
-            b"fsync" => options.volatile = given.choice(&[("0", true), ("1", false)])? || options.volatile_mark,
+            b"fsync" => {
+                options.volatile = given.choice(&[("0", true), ("1", false)])? || options.volatile_mark
+            }
             b"static_nlink" => options.static_nlink = given.flag(true)?,
             b"noacl" => options.acl = given.flag(false)?,
             // Of fuse-overlayfs: one worker, or as many as we take.

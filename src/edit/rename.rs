@@ -135,9 +135,7 @@ fn over_file(stack: &Stack, from: Side<'_>, to_dir: &Writable, to_name: &OsStr) 
     let renamed = file::open_path(from.dir.fd()?, from.name)
         .and_then(|fd| staging.link(&fd, &temp))
         .and_then(|()| {
-            staging
-                .rename(&temp, to_dir, to_name, RenameFlags::empty())
-                .inspect_err(|_| work.purge(&temp))
+            staging.rename(&temp, to_dir, to_name, RenameFlags::empty()).inspect_err(|_| work.purge(&temp))
         })
         .and_then(|()| staging.rename(&whiteout, from.dir, from.name, RenameFlags::empty()));
     renamed.inspect_err(|_| work.purge(&whiteout))

@@ -94,7 +94,9 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     let volatile = options.volatile_mark && !options.read_only;
     if volatile && let Err(e) = union.stack().mark_volatile() {
         let _ = unmount(&at, true);
-        return Err(MountError::System(format!("the work directory cannot be marked as that of a volatile mount: {e}")));
+        return Err(MountError::System(format!(
+            "the work directory cannot be marked as that of a volatile mount: {e}"
+        )));
     }
     let marked = volatile.then(|| Arc::clone(&union));
     let adapter = Adapter::new(Arc::clone(&union), Arc::clone(&device), agreed.passthrough, &options);

@@ -310,7 +310,10 @@ fn a_mount_takes_the_place_of_a_dead_one() {
         stage.wait_until("the daemon's end", |stage| stage.daemons().is_empty());
         // At once, or when the kernel cuts the connection: never does anybody wait for an answer.
         let kind = fs::metadata(stage.path("m/none")).unwrap_err().kind();
-        assert!(matches!(kind, std::io::ErrorKind::NotConnected | std::io::ErrorKind::ConnectionAborted), "{kind}");
+        assert!(
+            matches!(kind, std::io::ErrorKind::NotConnected | std::io::ErrorKind::ConnectionAborted),
+            "{kind}"
+        );
     }
     stage.ok(&["mount", "a", "u", "m"]);
     assert_eq!(stage.mounts().len(), 1);
@@ -349,7 +352,10 @@ fn a_volatile_mount_is_refused_after_a_crash_and_not_after_its_end() {
     }
     stage.ok(&["umount", "m"]);
     for options in ["volatile", "rw"] {
-        stage.fails(&["mount", "-o", options, "a", "u", "m"], &["work directory ", "volatile", "incompat/volatile"]);
+        stage.fails(
+            &["mount", "-o", options, "a", "u", "m"],
+            &["work directory ", "volatile", "incompat/volatile"],
+        );
     }
     assert!(stage.mounts().is_empty());
     fs::remove_dir_all(stage.path(".u.work/work/incompat/volatile")).unwrap();
