@@ -58,10 +58,8 @@ impl Layers {
         std::fs::create_dir(&work).unwrap();
         let fds = LayerFds {
             upper: Some((open(&upper), open(&work))),
-            init: None,
-            init_work: None,
             lowers: (0..self.lowers).map(|i| open(&self.lower(i))).collect(),
-            data: Vec::new(),
+            ..LayerFds::default()
         };
         (UnionFs::open(fds, options).unwrap(), top)
     }

@@ -23,7 +23,7 @@ fn plain(fs: &UnionFs, dir: u64) -> usize {
 fn with_attributes(fs: &UnionFs, dir: u64) -> usize {
     let mut seen = Vec::with_capacity(NAMES);
     let mut count = 0;
-    fs.readdirplus(dir, 0, &mut |entry, attr| {
+    fs.readdirplus(dir, 0, true, &mut |entry, attr| {
         count += 1;
         seen.extend(attr.is_some().then_some(entry.ino));
         false

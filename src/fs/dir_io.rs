@@ -1,17 +1,23 @@
 //! readdir, readdirplus, fsyncdir. Directories are not opened: what a reader has begun to read is found again by
 //! the place where he goes on.
 
+use std::collections::{HashMap, hash_map};
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::FileType;
 
 use super::{Attr, DirEntry, ROOT, UnionFs};
 use crate::error::{Errno, Result};
+use crate::layer::stack::Role;
 use crate::merge::listing::{self, Entry};
 use crate::node::Node;
 use crate::node::listings::{END, Place};
+use crate::sys::{ahead, file};
 
+/// So many files of a directory are read ahead at a time.
+const MOST_AHEAD: usize = 256;
 /// `.` and `..` come before the entries.
 const DOTS: usize = 2;
 
@@ -24,11 +30,7 @@ impl UnionFs {
     /// Those of reading the layers; ENOENT for a removed directory.
     pub fn readdir(&self, ino: u64, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         self.walk(ino, offset, &mut |dir, next, entry| {
-            // A lower file may be one of several names that are told apart only when it is looked at.
-            let told = entry
-                .ino
-                .filter(|_| entry.kind == FileType::Directory || !self.splits_any_links(entry.layer));
-            let ino = match told {
+            let ino = match self.told_number(dir, entry) {
                 Some(ino) => ino,
                 // Gone since it was listed, or not to be read: what it is no longer matters.
                 None => match self.child(dir, &entry.name) {
@@ -40,8 +42,27 @@ impl UnionFs {
         })
     }
 
-    /// Like [`Self::readdir`], with attributes; counts one lookup for each entry that fitted and had
-    /// attributes, except `.` and `..`. `None` for those, and for entries that cannot be read.
+    /// The number of an entry, when the listing tells it.
+    fn told_number(&self, dir: &Node, entry: &Entry) -> Option<u64> {
+        let ino = entry.ino?;
+        if entry.kind == FileType::Directory {
+            return Some(ino);
+        }
+        // A lower file may be one of several names that are told apart only when it is looked at. An upper one with
+        // several may have an origin wherever others have put them: they do not mark directories.
+        let is_told = match self.stack.role(entry.layer) {
+            Role::Upper => {
+                let part = dir.part(entry.layer)?;
+                file::stat_at(part.fd().ok()?, &entry.name).is_ok_and(|st| st.nlink == 1)
+            }
+            Role::Lower => !self.splits_any_links(entry.layer),
+            Role::Init => true,
+        };
+        is_told.then_some(ino)
+    }
+
+    /// Like [`Self::readdir`], with attributes, of files only with `files`; counts one lookup for each entry that
+    /// fitted and had attributes. `None` for the others, for `.` and `..`, and for entries that cannot be read.
     ///
     /// # Errors
     /// Those of reading the layers.
@@ -49,11 +70,18 @@ impl UnionFs {
         &self,
         ino: u64,
         offset: u64,
+        files: bool,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Attr>) -> bool,
     ) -> Result<()> {
         self.walk(ino, offset, &mut |dir, next, entry| {
             if entry.name.as_encoded_bytes() == b"." || entry.name.as_encoded_bytes() == b".." {
                 let ino = entry.ino.unwrap_or(ROOT);
+                return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
+            }
+            if !files
+                && entry.kind != FileType::Directory
+                && let Some(ino) = self.told_number(dir, entry)
+            {
                 return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
             }
             let child = self.child(dir, &entry.name);
@@ -118,6 +146,34 @@ impl UnionFs {
         let _names = dir.names.read();
         let parts = self.parts(dir, true)?;
         Ok(Arc::new(listing::list(&self.stack, &parts, !self.noatime)?))
+    }
+
+    /// Brings small files of a directory into memory, for someone who reads one after the other: those that are listed
+    /// behind the file `after`, if that is given.
+    ///
+    /// # Errors
+    /// Those of reading the layers.
+    pub fn read_ahead(&self, ino: u64, after: Option<u64>) -> Result<()> {
+        let dir = self.node(ino)?;
+        let after = after.map(|file| self.node(file)).transpose()?.and_then(|node| node.any_link());
+        let parts = dir.parts()?;
+        let listing = listing::list(&self.stack, &parts, false)?;
+        let behind = after.and_then(|link| listing.iter().position(|entry| *entry.name == *link.name));
+        let files = listing[behind.map_or(0, |at| at + 1)..].iter();
+        let mut fds = HashMap::new();
+        let mut found = Vec::new();
+        for entry in files.filter(|entry| entry.kind == FileType::RegularFile).take(MOST_AHEAD) {
+            let fd: &Arc<OwnedFd> = match fds.entry(entry.layer) {
+                hash_map::Entry::Occupied(known) => known.into_mut(),
+                hash_map::Entry::Vacant(new) => {
+                    let part = parts.dirs().iter().find(|part| part.layer() == entry.layer);
+                    new.insert(part.ok_or(Errno::NOENT)?.fd()?)
+                }
+            };
+            found.push((Arc::clone(fd), &*entry.name));
+        }
+        ahead::read_files(&found);
+        Ok(())
     }
 
     /// Brings a directory's names to its device.

@@ -14,6 +14,7 @@ use crate::layer::dir::LayerId;
 use crate::layer::upper::Writable;
 use crate::node::Node;
 use crate::node::files::OpenFile;
+use crate::sys::ahead;
 use crate::sys::file::{self, Stat};
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
@@ -131,8 +132,11 @@ impl UnionFs {
             }
             (backing, keep_cache, stray)
         };
+        let reads = !real.contains(OFlags::RDWR) && st.size > 0;
+        let cold =
+            if reads && ahead::is_cold(&*fd) { node.any_link().map(|link| link.parent.ino) } else { None };
         let open = OpenFile::new(node.clone(), real, (layer, fd), st.size, backing.is_some());
-        Ok(Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed })
+        Ok(Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed, cold })
     }
 
     /// Lets go of an open file.

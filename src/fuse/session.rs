@@ -32,6 +32,7 @@ const DEFAULT_SOURCE: &str = "unionfs";
 
 /// A mount whose handshake with the kernel is done; requests are answered once [`Mounted::run`] runs.
 pub struct Mounted {
+    union: Arc<UnionFs>,
     workers: Workers,
     ring: bool,
     claim: Claim,
@@ -100,7 +101,7 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     }
     let marked = volatile.then(|| Arc::clone(&union));
     let adapter = Adapter::new(Arc::clone(&union), Arc::clone(&device), agreed.passthrough, &options);
-    let report = Report::new(union, adapter.stats(), agreed);
+    let report = Report::new(Arc::clone(&union), adapter.stats(), agreed);
     let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
     let workers = Workers { adapter: Arc::new(adapter), device, threads };
     if options.private
@@ -113,7 +114,7 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
         mounts::read_ahead(entry);
     }
     let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at, marked };
-    Ok(Mounted { workers, ring: agreed.ring, claim, stopper, report })
+    Ok(Mounted { union, workers, ring: agreed.ring, claim, stopper, report })
 }
 
 /// Mounts and shakes hands.
@@ -207,7 +208,7 @@ impl Mounted {
     /// # Errors
     /// A failure of the connection to the kernel.
     pub fn run(self) -> io::Result<()> {
-        let Self { workers, ring, claim, stopper, report: _ } = self;
+        let Self { union, workers, ring, claim, stopper, report: _ } = self;
         let device = workers.device.as_fd().try_clone_to_owned()?;
         let (ended, end) = mpsc::channel();
         let also_ended = ended.clone();
@@ -226,6 +227,9 @@ impl Mounted {
                 }
             })?;
         }
+        // Now that the mount answers, nobody waits for this.
+        union.stack().let_trees_go();
+        drop(union);
         end.recv().unwrap_or(Ok(()))
     }
 }

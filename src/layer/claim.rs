@@ -86,7 +86,7 @@ impl Claim {
         // Without the right to clone, a lookup in the lower would run into the mount and wait for itself.
         let fds = self.fds.iter().flat_map(|fds| fds.lowers.iter().chain(&fds.data));
         for (lower, fd) in self.directories.read_only().zip(fds) {
-            if at.place.is_inside(&lower.place) && mount::clone_read_only(fd).is_err() {
+            if at.place.is_inside(&lower.place) && mount::clone_read_only(fd, &mut Vec::new()).is_err() {
                 let reason = format!("lies inside {}, which takes root; mount somewhere else", lower.name());
                 return Err(at.error(reason));
             }
@@ -137,7 +137,7 @@ pub fn claim(layers: &LayerPaths) -> Result<Claim, MountError> {
     let at = opened.map(|o| o.at.clone());
     check_stacking(&at)?;
     check_work(&at)?;
-    hold_by_clones(&mut opened);
+    let trees = hold_by_clones(&mut opened);
     let mut locks = Vec::new();
     // Without an upper nothing is written, not even to the init layer.
     if opened.upper.is_some() {
@@ -159,6 +159,7 @@ pub fn claim(layers: &LayerPaths) -> Result<Claim, MountError> {
         init_work: opened.init_work.map(|o| o.fd),
         lowers: opened.lowers.into_iter().map(|o| o.fd).collect(),
         data: opened.data.into_iter().map(|o| o.fd).collect(),
+        trees,
     };
     Ok(Claim { fds: Some(fds), directories: at, _locks: locks })
 }
@@ -336,8 +337,9 @@ fn check_work(at: &Directories<Located>) -> Result<(), MountError> {
 
 /// Reaches the writable directories by way of clones of their mounts, so that these are free to be unmounted
 /// as soon as our mount is, and not only once the daemon has ended. Those that must share a mount share a
-/// clone. Where that is not permitted, they stay as they are.
-fn hold_by_clones(opened: &mut Directories<Opened>) {
+/// clone. Where that is not permitted, they stay as they are. Gives what is to be closed later.
+fn hold_by_clones(opened: &mut Directories<Opened>) -> Vec<OwnedFd> {
+    let mut trees = Vec::new();
     let own = opened.init_work.is_some();
     let mut with_upper: Vec<&mut Opened> = Vec::new();
     let mut with_init: Vec<&mut Opened> = Vec::new();
@@ -346,7 +348,7 @@ fn hold_by_clones(opened: &mut Directories<Opened>) {
     with_init.extend(&mut opened.init_work);
     for group in [with_upper, with_init] {
         let dirs: Vec<&OwnedFd> = group.iter().map(|dir| &dir.fd).collect();
-        let clones = match place::detach(&dirs) {
+        let clones = match place::detach(&dirs, &mut trees) {
             Ok(clones) => clones,
             Err(e) => {
                 tracing::debug!("the mount below {} directories is kept in use: {e}", dirs.len());
@@ -357,6 +359,7 @@ fn hold_by_clones(opened: &mut Directories<Opened>) {
             dir.fd = clone;
         }
     }
+    trees
 }
 
 #[cfg(test)]

@@ -19,11 +19,9 @@ pub fn look(layers: &LayerPaths) -> Outcome<(OwnedFd, Option<OwnedFd>, LayerFds)
         return Err(MountError::option("--upper", "is missing; name the upper layer"));
     };
     let fds = LayerFds {
-        upper: None,
-        init: None,
-        init_work: None,
         lowers: opened.lowers.into_iter().map(|o| o.fd).collect(),
         data: opened.data.into_iter().map(|o| o.fd).collect(),
+        ..LayerFds::default()
     };
     Ok((upper.fd, opened.init.map(|o| o.fd), fds))
 }

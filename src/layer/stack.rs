@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::config::ids::Ids;
 use crate::config::{Options, Permissions, RedirectDir};
 use crate::error::{Errno, Result};
@@ -36,7 +38,7 @@ pub enum Role {
 }
 
 /// The open directories that a stack is made of.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct LayerFds {
     /// The upper and its work directory; without them the stack is read-only.
     pub upper: Option<(OwnedFd, OwnedFd)>,
@@ -49,6 +51,8 @@ pub struct LayerFds {
     pub lowers: Vec<OwnedFd>,
     /// Data-only lowers: they hold data that files of the lowers name by path, and show nothing.
     pub data: Vec<OwnedFd>,
+    /// Nothing but to be closed some time, as for [`crate::sys::mount::clone_read_only`].
+    pub trees: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -76,6 +80,8 @@ pub struct Stack {
     volatile: bool,
     follow_redirects: bool,
     wh_upper: bool,
+    /// As in [`LayerFds::trees`].
+    trees: Mutex<Vec<OwnedFd>>,
 }
 
 /// Directory descriptors kept open at most, by a limit of open files.
@@ -98,8 +104,8 @@ impl Stack {
     ///
     /// # Errors
     /// Those of reading the layers' roots.
-    pub fn open_unchanged(upper: OwnedFd, fds: LayerFds, options: &Options) -> Result<Self> {
-        let private = mount::clone_read_only(&upper).ok().unwrap_or(upper);
+    pub fn open_unchanged(upper: OwnedFd, mut fds: LayerFds, options: &Options) -> Result<Self> {
+        let private = mount::clone_read_only(&upper, &mut fds.trees).unwrap_or(upper);
         Self::assemble(fds, Some(private), options)
     }
 
@@ -146,16 +152,15 @@ impl Stack {
         if let Some(init) = fds.init {
             push(Role::Init, init, false)?;
         }
-        let private = |lower: OwnedFd| mount::clone_read_only(&lower).ok().unwrap_or(lower);
-        for lower in fds.lowers {
-            let idmapped = translates(&lower);
-            push(Role::Lower, private(lower), idmapped)?;
+        let mut trees = fds.trees;
+        let idmapped: Vec<bool> = fds.lowers.iter().map(translates).collect();
+        for (lower, idmapped) in place::detach_read_only(fds.lowers, &mut trees).into_iter().zip(idmapped) {
+            push(Role::Lower, lower, idmapped)?;
         }
         let bottom = LayerId::try_from(layers.len()).map_err(|_| Errno::TOOBIG)?;
-        let data = fds
-            .data
+        let data = place::detach_read_only(fds.data, &mut trees)
             .into_iter()
-            .map(|layer| Dir::root(bottom, private(layer), &cache))
+            .map(|layer| Dir::root(bottom, layer, &cache))
             .collect::<Result<Vec<_>>>()?;
         let init_work = match (fds.init_work, &work) {
             (Some(dir), Some(_)) => Some(WorkDir::open(dir, &cache, userxattr)?),
@@ -190,7 +195,14 @@ impl Stack {
             volatile: options.volatile,
             follow_redirects: options.redirect_dir != RedirectDir::NoFollow,
             wh_upper: options.wh_upper,
+            trees: Mutex::new(trees),
         })
+    }
+
+    /// Ends what was needed to open the layers and takes time to be ended.
+    pub fn let_trees_go(&self) {
+        let trees = std::mem::take(&mut *self.trees.lock());
+        drop(trees);
     }
 
     /// The number of layers.

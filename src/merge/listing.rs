@@ -59,12 +59,12 @@ pub fn list(stack: &Stack, parts: &Parts, for_user: bool) -> Result<Vec<Entry>> 
             if !last {
                 seen.insert(name.into());
             }
-            // The number of an upper directory is that of a part below, if there is one; that of an
-            // upper file is its origin's.
+            // The number of an upper directory is that of a part below, if there is one: a redirect may lead there
+            // from anywhere. That of an upper file is its origin's.
             // Init files that came from the upper have one as well; there are few.
             let is_dir = kind == FileType::Directory;
             let indirect = match role {
-                Role::Upper => dir.impure() || (is_dir && !last),
+                Role::Upper => dir.impure() || is_dir,
                 Role::Init => !is_dir,
                 Role::Lower => false,
             };

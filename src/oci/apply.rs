@@ -182,7 +182,7 @@ fn below(lowers: &[PathBuf]) -> Outcome<Option<Stack>> {
     }
     let open = |path: &PathBuf| place::open_named_dir(path).map_err(|e| explain("lower layer", path, e));
     let lowers = lowers.iter().map(open).collect::<Outcome<_>>()?;
-    let fds = LayerFds { upper: None, init: None, init_work: None, lowers, data: Vec::new() };
+    let fds = LayerFds { lowers, ..LayerFds::default() };
     let stack = Stack::open(fds, &Options::default());
     stack.map(Some).map_err(|e| MountError::System(format!("the lower layers cannot be put together: {e}")))
 }

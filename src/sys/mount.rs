@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::error::{Errno, Result};
@@ -45,27 +46,34 @@ pub(super) fn set_attributes(tree: impl AsFd, flags: libc::c_int, attr: &MountAt
 }
 
 /// A detached, read-only, noatime clone of the mount beneath `dir`, rooted at `dir`: what lies below
-/// cannot be written through it by any mistake, and the original mount stays free to be unmounted.
+/// cannot be written through it by any mistake, and the original mount stays free to be unmounted. The directory
+/// keeps the clone; the descriptor that made it, which goes to `trees`, is needed no more. But closing it takes some
+/// milliseconds (the kernel waits for all CPUs): a moment should be chosen when nobody waits for that.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN, ENOSYS on kernels before 5.12: use `dir` itself then.
-pub fn clone_read_only(dir: impl AsFd) -> Result<OwnedFd> {
+pub fn clone_read_only(dir: impl AsFd, trees: &mut Vec<OwnedFd>) -> Result<OwnedFd> {
     let tree = match clone(&dir, ATTR_RDONLY | ATTR_NODEV | ATTR_NOATIME, ATTR_ATIME) {
         // In a user namespace the access time settings of outer mounts are locked (mount_namespaces(7)).
         Err(Errno::PERM) => clone(&dir, ATTR_RDONLY | ATTR_NODEV, 0)?,
         other => other?,
     };
     // The descriptor of a clone is O_PATH: open its root for listing and xattrs.
-    super::file::open_dir(&tree, std::ffi::OsStr::new("."))
+    let dir = super::file::open_dir(&tree, std::ffi::OsStr::new("."));
+    trees.push(tree);
+    dir
 }
 
-/// A detached clone of the mount beneath `dir` with the same settings, rooted at `dir`. Directories below
-/// that are opened by way of it keep it, and not the original, which stays free to be unmounted.
+/// A detached clone of the mount beneath `dir` with the same settings, rooted at `dir`, for searching alone. As
+/// with [`clone_read_only`], what is opened by way of it keeps it.
 ///
 /// # Errors
 /// As for [`clone_read_only`].
-pub fn clone_as_is(dir: impl AsFd) -> Result<OwnedFd> {
-    clone(dir, 0, 0)
+pub fn clone_as_is(dir: impl AsFd, trees: &mut Vec<OwnedFd>) -> Result<OwnedFd> {
+    let tree = clone(dir, 0, 0)?;
+    let dir = rustix::fs::openat(&tree, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    trees.push(tree);
+    dir
 }
 
 fn clone(dir: impl AsFd, attr_set: u64, attr_clr: u64) -> Result<OwnedFd> {

@@ -1,6 +1,7 @@
 //! Where a directory lies: its mount, its filesystem and the directories above it; and the lock on
 //! it.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -54,11 +55,38 @@ pub fn open_named_dir(path: &Path) -> Result<OwnedFd> {
 }
 
 /// The same directories, reached by way of a detached clone of the mount that they share: the mount itself is
-/// not in use by them.
+/// not in use by them. `trees` is as for [`mount::clone_read_only`].
 ///
 /// # Errors
 /// Where the right to clone is missing, or one of them has moved meanwhile.
-pub fn detach(dirs: &[&OwnedFd]) -> Result<Vec<OwnedFd>> {
+pub fn detach(dirs: &[&OwnedFd], trees: &mut Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
+    by_way_of(dirs, |shared| mount::clone_as_is(shared, trees))
+}
+
+/// The same directories, each by way of a detached, read-only clone of its mount ([`mount::clone_read_only`]); as it
+/// is where that is not permitted. Those of one mount share a clone: there may be many.
+pub fn detach_read_only(dirs: Vec<OwnedFd>, trees: &mut Vec<OwnedFd>) -> Vec<OwnedFd> {
+    let mut by_mount: HashMap<Option<u64>, Vec<usize>> = HashMap::new();
+    for (at, dir) in dirs.iter().enumerate() {
+        by_mount.entry(mount_id(dir)).or_default().push(at);
+    }
+    let mut clones: Vec<Option<OwnedFd>> = dirs.iter().map(|_| None).collect();
+    for (mount, group) in by_mount {
+        let members: Vec<&OwnedFd> = group.iter().filter_map(|&at| dirs.get(at)).collect();
+        if mount.is_none() || members.len() < 2 {
+            continue;
+        }
+        match by_way_of(&members, |shared| mount::clone_read_only(shared, trees)) {
+            Ok(shared) => group.into_iter().zip(shared).for_each(|(at, clone)| clones[at] = Some(clone)),
+            Err(e) => tracing::debug!("{} layers of one mount get a clone each: {e}", members.len()),
+        }
+    }
+    let mut alone = |dir: OwnedFd| mount::clone_read_only(&dir, trees).unwrap_or(dir);
+    dirs.into_iter().zip(clones).map(|(dir, clone)| clone.unwrap_or_else(|| alone(dir))).collect()
+}
+
+/// Opens directories again below a clone of the nearest directory above all of them.
+fn by_way_of(dirs: &[&OwnedFd], clone: impl FnOnce(OwnedFd) -> Result<OwnedFd>) -> Result<Vec<OwnedFd>> {
     let paths = dirs
         .iter()
         .map(|dir| std::fs::read_link(super::proc_path(dir.as_fd(), None)))
@@ -67,7 +95,7 @@ pub fn detach(dirs: &[&OwnedFd]) -> Result<Vec<OwnedFd>> {
     let first = paths.first().ok_or(Errno::INVAL)?;
     let shared = first.ancestors().find(|above| paths.iter().all(|path| path.starts_with(above)));
     let shared = shared.ok_or(Errno::NOENT)?;
-    let clone = mount::clone_as_is(pin_named_dir(shared)?)?;
+    let clone = clone(pin_named_dir(shared)?)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let again = |(dir, path): (&&OwnedFd, &PathBuf)| {
         let below = path.strip_prefix(shared).ok().filter(|below| !below.as_os_str().is_empty());

@@ -132,7 +132,7 @@ impl Worker<'_> {
             }
             _ => {
                 let held = &mut self.held;
-                self.fs.readdirplus(dir, 0, &mut |e, attr| {
+                self.fs.readdirplus(dir, 0, self.random.below(2) == 0, &mut |e, attr| {
                     if attr.is_some() {
                         held.push(e.ino);
                     }

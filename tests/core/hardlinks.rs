@@ -247,3 +247,17 @@ fn symlinks_and_special_files_have_hardlinks_too() {
     }
     assert_eq!(t.index(), [""; 0]);
 }
+
+#[test]
+fn linked_by_others_in_the_upper() {
+    // Who does not know the mark of impure directories leaves names with an origin in any.
+    let t = three();
+    t.open().chmod("d/b", 0o600).unwrap();
+    std::fs::create_dir(t.upper("new")).unwrap();
+    for name in ["new/x", "new/y"] {
+        std::fs::hard_link(t.upper("d/b"), t.upper(name)).unwrap();
+    }
+    let u = t.open();
+    assert_eq!(u.list("new").unwrap(), ["x", "y"]);
+    assert_eq!(u.ino("new/x"), u.ino("d/b"));
+}

@@ -200,7 +200,7 @@ fn listings_go_on_where_they_stopped() {
     loop {
         let mut room = 7;
         let before = seen.len();
-        u.fs.readdirplus(d, offset, &mut |e, attr| {
+        u.fs.readdirplus(d, offset, true, &mut |e, attr| {
             if room == 0 {
                 return true;
             }

@@ -49,6 +49,15 @@ fn opaque_and_whiteouts_end_a_redirected_directory() {
 }
 
 #[test]
+fn in_a_directory_of_the_upper_alone() {
+    // Moved there by someone who does not mark directories as impure.
+    let t = Tree::on("w old\nr new/dir /old", &["f old/l l"]);
+    let u = t.open();
+    assert_eq!(u.list("new").unwrap(), ["dir"]);
+    assert_eq!(u.list("new/dir").unwrap(), ["l"]);
+}
+
+#[test]
 fn to_nowhere_or_to_a_file() {
     let t =
         Tree::on("r a /missing/x\nr b gone\nr c /f\nr d /f/x\nr e /l/x", &["f f file\nl l d2\nf d2/x/no"]);

@@ -211,11 +211,11 @@ impl Tree {
 
     pub fn layers(&self) -> LayerFds {
         LayerFds {
-            data: Vec::new(),
             upper: self.upper.then(|| (open_layer(&self.upper("")), open_layer(&self.work("")))),
             init: self.init.as_ref().map(|(root, _)| open_layer(root)),
             init_work: self.init.as_ref().and_then(|(_, work)| work.as_deref().map(open_layer)),
             lowers: (0..self.lowers).map(|i| self.fd(&format!("lower{i}"))).collect(),
+            ..LayerFds::default()
         }
     }
 

@@ -150,3 +150,29 @@ fn a_daemon_killed_while_it_copies_leaves_the_lower_version() {
     assert!(std::fs::read(u.at("d/big")).unwrap() == content);
     assert_eq!(list(u.at("d")), ["big"]);
 }
+
+#[test]
+fn lowers_of_several_mounts() {
+    need_unionfs!();
+    // Layers of one mount are reached by one clone of it. Here one lies in another, and two on mounts in between.
+    let mut u = Union::new(5);
+    let mounted = [u.lower(1, ""), u.lower(3, "")];
+    for at in &mounted {
+        mount("none", at, "tmpfs", MountFlags::empty(), None).unwrap();
+    }
+    for layer in 0..5 {
+        put(u.lower(layer, "own").with_extension(layer.to_string()), "x");
+        put(u.lower(layer, "f"), &format!("from {layer}"));
+    }
+    u.mount();
+    let names = list(u.mnt());
+    assert_eq!(names, ["f", "own.0", "own.1", "own.2", "own.3", "own.4"]);
+    assert_eq!(get(u.at("f")), "from 0");
+    put(u.at("own.3"), "changed");
+    assert_eq!(get(u.lower(3, "own.3")), "x");
+    // Both are free while we go on.
+    u.unmount();
+    for at in &mounted {
+        unmount(at, UnmountFlags::empty()).unwrap();
+    }
+}

@@ -24,7 +24,16 @@ impl Adapter {
 
     pub(super) fn readdirplus(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let given: wire::ReadIn = request.fixed()?;
-        self.fs.readdirplus(request.header.nodeid, given.offset, &mut |entry, attr| {
+        let ino = request.header.nodeid;
+        // Only the first part of a listing is asked for with attributes in any case.
+        let files = given.offset > 0 || {
+            let wish = self.readers.lists(request.header.pid, ino);
+            if wish.content {
+                self.ahead.read(&self.fs, ino, None);
+            }
+            wish.attributes
+        };
+        self.fs.readdirplus(ino, given.offset, files, &mut |entry, attr| {
             let dirent = dirent(&entry, convert::kind(entry.kind));
             // Of node 0 the kernel takes the name and the type alone (`fuse_direntplus_link`).
             let about = attr.map_or_else(EntryOut::default, |attr| self.ttl.entry(attr));

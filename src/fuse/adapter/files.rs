@@ -14,6 +14,11 @@ impl Adapter {
         let ino = request.header.nodeid;
         let opened = self.fs.open_file(&request.caller(0), ino, flags, &mut |fd| self.make_backing(fd))?;
         self.forget_attributes_if(opened.attributes_changed, ino);
+        if self.readers.opens(request.header.pid, opened.cold)
+            && let Some(directory) = opened.cold
+        {
+            self.ahead.read(&self.fs, directory, Some(ino));
+        }
         body.put(&opened_out(&opened))
     }
 

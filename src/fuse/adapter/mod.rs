@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
+use super::ahead::Ahead;
 use super::message::{Body, Outcome, Request};
+use super::readers::Readers;
 use super::stats::{Op, Stats};
 use super::wire::{self, EntryOut, InvalInodeOut, OutHeader};
 use super::{convert, ioctl};
@@ -29,12 +31,22 @@ pub struct Adapter {
     device: Arc<Device>,
     passthrough: bool,
     ttl: Ttl,
+    readers: Readers,
+    ahead: Ahead,
 }
 
 impl Adapter {
     /// An adapter for the connection behind `device`. `passthrough`: the kernel agreed to do I/O by itself.
     pub fn new(fs: Arc<UnionFs>, device: Arc<Device>, passthrough: bool, options: &Options) -> Self {
-        Self { fs, stats: Arc::default(), device, passthrough, ttl: Ttl::new(options.timeout) }
+        Self {
+            fs,
+            stats: Arc::default(),
+            device,
+            passthrough,
+            ttl: Ttl::new(options.timeout),
+            readers: Readers::default(),
+            ahead: Ahead::default(),
+        }
     }
 
     /// Counts of the requests served.

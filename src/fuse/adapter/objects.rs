@@ -1,5 +1,6 @@
 //! Names, attributes, extended attributes.
 
+use rustix::fs::FileType;
 use zerocopy::FromBytes;
 
 use super::{Adapter, convert};
@@ -10,7 +11,12 @@ use crate::fuse::wire::{self, fattr};
 impl Adapter {
     pub(super) fn lookup(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
         let entry = match self.fs.lookup(request.header.nodeid, request.name()?) {
-            Ok(attr) => self.ttl.entry(&attr),
+            Ok(attr) => {
+                if attr.kind() != FileType::Directory {
+                    self.readers.looks_up(request.header.pid, request.header.nodeid);
+                }
+                self.ttl.entry(&attr)
+            }
             Err(Errno::NOENT) => self.ttl.missing(),
             Err(err) => return Err(err),
         };
