@@ -101,11 +101,11 @@ class Model:
             changed(path)
             del self.tree[path]
         elif name == "rename":
-            changed(path)
+            if self.at(path).kind != "d":
+                changed(path)
             self.move({path: rest[0]})
-            changed(rest[0])
         elif name == "exchange":
-            changed(path, rest[0])
+            # XFS changes the directories alone, also where a directory is exchanged with a whiteout.
             self.move({path: rest[0], rest[0]: path})
         elif name == "link":
             self.tree[rest[0]] = self.tree[path]
@@ -146,7 +146,7 @@ class Model:
         if pending is not None:
             other = copy.deepcopy(self)
             other.apply(pending)
-            allowed.append((f"also {pending}", other))
+            allowed.append((f"also {brief(pending)}", other))
         return allowed
 
 
@@ -181,9 +181,15 @@ def fail(error):
     raise error
 
 
+def brief(operation):
+    """An operation without what it writes."""
+    return " ".join(f"{len(part)} bytes" if isinstance(part, bytes) else str(part) for part in operation)
+
+
 def mixes(content, versions):
     """Whether each block of a content is that of one of the versions, as far as it goes. Behind the end of the first
-    version, which was on the device, zeros may stand for what was not written."""
+    version, which was on the device, zeros may stand for what was not written, and behind that of any for what was cut off
+    in the block."""
     if content in versions:
         return True
     if len(content) > max(len(v) for v in versions):
@@ -197,8 +203,15 @@ def mixes(content, versions):
             continue
         if at + len(block) > safe and not block[max(0, safe - at) :].strip(b"\0"):
             continue
+        if min(map(len, versions)) < at + len(block) and from_versions(block, at, versions):
+            continue
         return False
     return True
+
+
+def from_versions(block, at, versions):
+    """Whether each byte is that of one of the versions, or a zero where one of them has ended."""
+    return all(any(v[n] == byte if n < len(v) else byte == 0 for v in versions) for n, byte in enumerate(block, at))
 
 
 def differences(found, snapshot, versions_of):
@@ -253,5 +266,5 @@ def check_power_loss(model, cut, found):
             return ""
         trees.append((len(wrong), number, ", ".join(wrong[:5])))
     _, number, wrong = min(trees)
-    near = "; ".join(f"{n} {s.operation[:3]}" for n, s in enumerate(steps[number - 3 : number + 4], number - 3))
+    near = "; ".join(f"{n} {brief(s.operation)}" for n, s in enumerate(steps[number - 3 : number + 4], number - 3))
     return f"like none of the trees after operations {first} to {last}; after {number}: {wrong} ({near})"

@@ -279,7 +279,7 @@ def work(root, model, worker, seed, limit, position, syncs, may_fail):
                 return Outcome(model, operation, None)
             if may_fail(operation, error):
                 continue
-            return Outcome(model, None, f"{operation[:3]}: {error}")
+            return Outcome(model, None, f"{models.brief(operation)}: {error}")
         model.apply(operation, begin, position())
     return Outcome(model, None, None)
 
