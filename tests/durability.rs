@@ -1,5 +1,6 @@
 //! What stays after crashes, on full disks, and when the daemon dies. The long forms are tools/crash, tools/power-loss and
 //! tools/faults.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

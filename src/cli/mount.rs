@@ -19,7 +19,7 @@ use crate::error::{MountError, errno};
 use crate::format::mountinfo;
 use crate::fuse::mounts;
 use crate::fuse::session::{self, Mounted, Stopper};
-use crate::inspect::state::Recorded;
+use crate::inspect::state::{self, Recorded};
 use crate::layer::claim;
 use crate::sys::process::{self, Fork};
 
@@ -265,7 +265,8 @@ fn make_way(path: &Path) -> Result<(), MountError> {
     for candidate in [mounts::locate(path), path.canonicalize()] {
         let Ok(candidate) = candidate else { continue };
         while mounts::top_at(&candidate).ok().flatten().is_some_and(|entry| mountinfo::is_unionfs(&entry)) {
-            if !mounts::is_dead(&candidate) {
+            // One that is stopped or hangs is not asked: the question could not be taken back, not even by exiting.
+            if state::at(&candidate).is_some() || !mounts::is_dead(&candidate) {
                 let reason = "is busy: a unionfs is mounted there; unmount it first (unionfs umount)";
                 return Err(MountError::path(MOUNT_POINT, path, reason));
             }

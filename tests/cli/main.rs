@@ -320,14 +320,11 @@ fn a_mount_takes_the_place_of_a_dead_one() {
     let here = format!("{} ", stage.path("m").display());
     assert_eq!(list.lines().filter(|line| line.starts_with(&here)).count(), 1, "{list}");
     // One that does not answer is not taken for dead.
-    for pid in stage.daemons() {
-        signal(pid, "STOP");
-    }
+    let daemons = stage.daemons();
+    daemons.iter().for_each(|pid| signal(*pid, "STOP"));
     let outcome = stage.run(&["mount", "a", "u", "m"]);
+    daemons.iter().for_each(|pid| signal(*pid, "CONT"));
     assert!(outcome.code == Some(1) && outcome.stderr.contains("busy"), "{}", outcome.stderr);
-    for pid in stage.daemons() {
-        signal(pid, "CONT");
-    }
     stage.ok(&["umount", "m"]);
 }
 

@@ -162,7 +162,7 @@ fn lowers_of_several_mounts() {
     }
     for layer in 0..5 {
         put(u.lower(layer, "own").with_extension(layer.to_string()), "x");
-        put(u.lower(layer, "f"), &format!("from {layer}"));
+        put(u.lower(layer, "f"), format!("from {layer}"));
     }
     u.mount();
     let names = list(u.mnt());
