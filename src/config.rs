@@ -110,8 +110,10 @@ pub struct Options {
     /// image, take times for equal where either has full seconds only, and those of image layers do, being
     /// from archives: a change of a file within the second of its time would get lost.
     pub for_comparison: bool,
-    /// Skip every sync (`volatile`).
+    /// Skip every sync (`volatile`, `fsync=0`).
     pub volatile: bool,
+    /// A mount that skips syncs marks its work directory, which is refused after a crash (`volatile`, not `fsync=0`).
+    pub volatile_mark: bool,
     /// Ignore device nodes (`nodev`).
     pub nodev: bool,
     /// Ignore set-user-ID and set-group-ID bits (`nosuid`).
@@ -176,6 +178,7 @@ impl Default for Options {
             wh_upper: false,
             for_comparison: false,
             volatile: false,
+            volatile_mark: false,
             nodev: false,
             nosuid: false,
             noexec: false,

@@ -1,4 +1,4 @@
-//! `unionfs list`: the live mounts.
+//! `unionfs list`: the mounts of this machine.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -6,14 +6,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::diff::printed_all;
 use crate::error::Outcome;
-use crate::inspect::state::{self, MountState};
+use crate::inspect::state::{self, Listed};
 
 /// Arguments of `list`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Root sees the mounts of all users, others their own and those of root.
+#[command(
+    after_help = "Root sees the mounts of all users, others their own and those of root. One whose process has died is listed as dead
+until it is unmounted or another is mounted in its place.
 
 Example:
-  unionfs list")]
+  unionfs list"
+)]
 pub struct ListArgs {
     /// Print a JSON array
     #[arg(long)]
@@ -29,13 +32,13 @@ pub fn run(args: &ListArgs) -> Outcome<()> {
     printed_all(if args.json { as_json(&mounts) } else { as_table(&mounts) })
 }
 
-fn as_json(mounts: &[MountState]) -> io::Result<()> {
+fn as_json(mounts: &[Listed]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, mounts)?;
     out.write_all(b"\n")
 }
 
-fn as_table(mounts: &[MountState]) -> io::Result<()> {
+fn as_table(mounts: &[Listed]) -> io::Result<()> {
     let mut rows = vec![["MOUNTPOINT".to_owned(), "PID".to_owned(), "FOR".to_owned(), "LAYERS".to_owned()]];
     rows.extend(mounts.iter().map(row));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -48,7 +51,7 @@ fn as_table(mounts: &[MountState]) -> io::Result<()> {
     Ok(())
 }
 
-fn row(mount: &MountState) -> [String; 4] {
+fn row(Listed { state: mount, live }: &Listed) -> [String; 4] {
     let upper = mount.upper.as_ref().map(|u| format!("upper {}", PathBuf::from(u).display()));
     let init = mount.init.as_ref().map(|_| "init".to_owned());
     let lowers = match mount.lowers.len() {
@@ -58,7 +61,8 @@ fn row(mount: &MountState) -> [String; 4] {
     let layers: Vec<String> = [upper, init, Some(lowers)].into_iter().flatten().collect();
     let mountpoint = PathBuf::from(&mount.mountpoint).display().to_string();
     let line = |text: &str| printable(text).replace('\n', "?");
-    [line(&mountpoint), mount.pid.to_string(), time(mount.since), line(&layers.join(", "))]
+    let pid = if *live { mount.pid.to_string() } else { "dead".to_owned() };
+    [line(&mountpoint), pid, time(mount.since), line(&layers.join(", "))]
 }
 
 /// A text of another user's without what a terminal would take for commands. Line breaks stay.

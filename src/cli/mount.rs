@@ -19,7 +19,7 @@ use crate::error::{MountError, errno};
 use crate::format::mountinfo;
 use crate::fuse::mounts;
 use crate::fuse::session::{self, Mounted, Stopper};
-use crate::inspect::state::Recorded;
+use crate::inspect::state::{self, Recorded};
 use crate::layer::claim;
 use crate::sys::process::{self, Fork};
 
@@ -110,7 +110,7 @@ pub(super) fn daemon(start: Start, reporter: process::Reporter) -> ! {
             None => serve(served, Box::new(io::sink())),
         },
         // Nobody waits for this mount any more, or nobody would believe in it.
-        Err(e) => stopper.unmount().and(Err(e)),
+        Err(e) => stopper.unmount().map(|()| stopper.settle()).and(Err(e)),
     };
     if let Err(e) = &result {
         tracing::error!("the mount has failed: {e}");
@@ -134,7 +134,7 @@ fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
     let Served { mounted, mut signals, recorded } = served;
     mounted.confine_calls();
     let (stopper, report) = (mounted.stopper(), mounted.report());
-    let ended = recorded.clone();
+    let (ended, at_end) = (recorded.clone(), stopper.clone());
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             if signal != SIGUSR1 {
@@ -151,7 +151,10 @@ fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
     record::forget(recorded.as_ref());
     match &result {
         // Workers that are still busy do not matter, nobody waits for their answers.
-        Ok(()) => std::process::exit(0),
+        Ok(()) => {
+            at_end.settle();
+            std::process::exit(0)
+        }
         Err(_) => result,
     }
 }
@@ -161,7 +164,10 @@ fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
 fn stop(stopper: &Stopper) -> ! {
     tell_manager(NotifyState::Stopping);
     match stopper.unmount() {
-        Ok(()) => std::process::exit(0),
+        Ok(()) => {
+            stopper.settle();
+            std::process::exit(0)
+        }
         Err(e) => {
             tracing::error!("cannot unmount: {e}");
             std::process::exit(1)
@@ -230,7 +236,7 @@ fn prepare(start: Start) -> Result<Served, MountError> {
     }
     process::raise_open_files();
     process::keep_no_large_blocks();
-    refuse_busy(&config.mountpoint)?;
+    make_way(&config.mountpoint)?;
     // Before anything is created: it might be in a lower layer.
     claim::check(&config.layers, create)?;
     let mut made = Made::default();
@@ -256,14 +262,22 @@ fn prepare(start: Start) -> Result<Served, MountError> {
     Ok(Served { mounted, signals, recorded })
 }
 
-/// Refuses a mount point that has a mount of ours already. Goes by the mount table alone, since a mount
-/// whose daemon is dead answers nothing.
-fn refuse_busy(path: &Path) -> Result<(), MountError> {
+/// Refuses a mount point that has a mount of ours already, and unmounts one there whose daemon is dead.
+fn make_way(path: &Path) -> Result<(), MountError> {
     for candidate in [mounts::locate(path), path.canonicalize()] {
         let Ok(candidate) = candidate else { continue };
-        if mounts::top_at(&candidate).ok().flatten().is_some_and(|entry| mountinfo::is_unionfs(&entry)) {
-            let reason = "is busy: a unionfs is mounted there; unmount it first (unionfs umount)";
-            return Err(MountError::path(MOUNT_POINT, path, reason));
+        while let Some(entry) = mounts::top_at(&candidate).ok().flatten().filter(mountinfo::is_unionfs) {
+            // One that is stopped or hangs is not asked: the question could not be taken back, not even by exiting.
+            if state::at(&candidate, &entry).is_some() || !mounts::is_dead(&candidate) {
+                let reason = "is busy: a unionfs is mounted there; unmount it first (unionfs umount)";
+                return Err(MountError::path(MOUNT_POINT, path, reason));
+            }
+            // What is still in use there is of no use to anybody.
+            session::unmount(&candidate, true).map_err(|e| {
+                let reason = format!("has a unionfs whose process is dead, which cannot be unmounted: {e}");
+                MountError::path(MOUNT_POINT, path, reason)
+            })?;
+            tracing::info!("unmounted what a dead process has left at {}", candidate.display());
         }
     }
     Ok(())

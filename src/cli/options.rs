@@ -172,8 +172,11 @@ impl Parsed {
     fn apply_option(&mut self, name: &[u8], given: &Given<'_>) -> Result<bool, MountError> {
         let options = &mut self.options;
         match name {
-            b"volatile" => options.volatile = given.flag(true)?,
-            b"fsync" => options.volatile = given.choice(&[("0", true), ("1", false)])?,
+            b"volatile" => (options.volatile, options.volatile_mark) = given.flag((true, true))?,
+            // Of fuse-overlayfs, which leaves no mark: who asks for it expects to mount the same layers again.
+            b"fsync" => {
+                options.volatile = given.choice(&[("0", true), ("1", false)])? || options.volatile_mark
+            }
             b"static_nlink" => options.static_nlink = given.flag(true)?,
             b"noacl" => options.acl = given.flag(false)?,
             // Of fuse-overlayfs: one worker, or as many as we take.
@@ -270,6 +273,7 @@ mod tests {
             noexec: true,
             atime: Atime::No,
             volatile: true,
+            volatile_mark: true,
             userxattr: Some(true),
             ..Options::default()
         };

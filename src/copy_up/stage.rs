@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
 
 use crate::copy_up::metadata;
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Result, errno};
 use crate::format::names::Mark;
 use crate::format::origin::Origin;
 use crate::layer::dir::LayerId;
@@ -27,7 +27,7 @@ pub struct Staged<'a> {
     temp: Option<OsString>,
     /// Refers to the copy; O_PATH unless it is a regular file.
     fd: OwnedFd,
-    /// Bytes of data that were copied.
+    /// Bytes of data that were copied or shared.
     copied: u64,
 }
 
@@ -84,7 +84,7 @@ pub fn stage<'a>(
 /// Gives a copy that has only attributes (see [`Content::Later`]) its data, and takes the mark away that it
 /// lacks it: until then, what the copy contains is not looked at.
 ///
-/// `before`: the copy's attributes.
+/// `before`: the copy's attributes. `len`: it is truncated to this size in the same step.
 ///
 /// # Errors
 /// As for [`stage`]; the copy is as good as before then.
@@ -94,22 +94,45 @@ pub fn complete(
     content: Content<'_>,
     copy: &OwnedFd,
     before: &Stat,
+    len: Option<u64>,
 ) -> Result<()> {
     const CAPABILITY: &str = "security.capability";
     let target = Target::Fd(copy.as_fd());
+    let mark = Mark::Metacopy.name(stack.work(layer)?.abilities().namespace);
     // Lost by writing.
     let capability = xattr::get_opt(target, OsStr::new(CAPABILITY))?;
-    if let Content::Copy(source, len) = content {
-        let copied = copy::copy_data(source, copy, len.min(before.size), !stack.volatile())?;
-        if copied > 0 && !stack.volatile() {
-            rustix::fs::fsync(copy)?;
+    let keep_capability = || match &capability {
+        Some(value) => xattr::set(target, OsStr::new(CAPABILITY), value, XattrFlags::empty()),
+        None => Ok(()),
+    };
+    let fill = || {
+        match content {
+            Content::Copy(source, len) => {
+                let copied = copy::copy_data(source, copy, len.min(before.size), !stack.volatile())?;
+                if copied > 0 && !stack.volatile() {
+                    rustix::fs::fsync(copy)?;
+                }
+            }
+            // The hole that stands for the data must not be taken for it once the mark is gone.
+            Content::Empty | Content::Later => rustix::fs::ftruncate(copy, 0)?,
         }
-    }
-    if let Some(capability) = capability {
-        xattr::set(target, OsStr::new(CAPABILITY), &capability, XattrFlags::empty())?;
-    }
-    metadata::times(copy, before)?;
-    xattr::remove(target, Mark::Metacopy.name(stack.work(layer)?.abilities().namespace))
+        match len {
+            Some(len) => rustix::fs::ftruncate(copy, len)?,
+            None => {
+                keep_capability()?;
+                metadata::times(copy, before)?;
+            }
+        }
+        xattr::remove(target, mark)
+    };
+    fill().inspect_err(|_| {
+        // The size is an attribute; what else is in the copy is not looked at.
+        let restored = rustix::fs::ftruncate(copy, before.size);
+        let restored = restored.and_then(|()| keep_capability()).and_then(|()| metadata::times(copy, before));
+        if let Err(e) = restored {
+            tracing::warn!("the attributes of a file whose data could not be copied up have changed: {e}");
+        }
+    })
 }
 
 fn empty_file(work: &WorkDir) -> Result<Staged<'_>> {
@@ -182,6 +205,12 @@ impl Staged<'_> {
         Ok(())
     }
 
+    /// Truncates the copy of a regular file, as truncate(2) does; gives a descriptor for reading and writing.
+    pub fn truncated(&self, len: u64) -> Result<OwnedFd> {
+        rustix::fs::ftruncate(&self.fd, len)?;
+        self.fd.try_clone().map_err(|e| errno(&e))
+    }
+
     /// Sets a private attribute of the copy.
     pub fn mark(&self, mark: Mark, value: &[u8]) -> Result<()> {
         let name = mark.name(self.work.abilities().namespace);
@@ -194,9 +223,10 @@ impl Staged<'_> {
     }
 
     /// Publishes the copy under a name that nothing has in `dir`, whose times stay as they are.
-    /// Gives the copy's attributes.
+    /// Gives the copy's attributes as they were before. Nothing fails once it has the name.
     pub fn publish(mut self, dir: &Writable, name: &OsStr) -> Result<Stat> {
-        let before = file::stat_fd(dir.fd()?)?;
+        let fd = dir.fd()?;
+        let (before, own) = (file::stat_fd(&fd)?, file::stat_fd(&self.fd)?);
         match self.temp.take() {
             None => dir.link(&self.fd, name)?,
             Some(temp) => {
@@ -207,12 +237,13 @@ impl Staged<'_> {
             }
         }
         // Failing to restore them would undo nothing.
-        let _ = metadata::times(dir.fd()?, &before);
-        file::stat_fd(&self.fd)
+        let _ = metadata::times(fd, &before);
+        Ok(own)
     }
 
     /// Publishes the copy in place of whatever has the name.
     pub fn replace(mut self, dir: &Writable, name: &OsStr) -> Result<Stat> {
+        let own = file::stat_fd(&self.fd)?;
         let temp = match self.temp.take() {
             Some(temp) => temp,
             None => {
@@ -225,13 +256,13 @@ impl Staged<'_> {
             self.temp = Some(temp);
             return Err(e);
         }
-        file::stat_fd(&self.fd)
+        Ok(own)
     }
 
-    /// Publishes the copy in exchange for whatever has the name, which is deleted.
-    pub fn swap(self, dir: &Writable, name: &OsStr) -> Result<()> {
+    /// Publishes the copy in exchange for whatever has the name, which is deleted with this object, or comes back by
+    /// a second call.
+    pub fn swap(&self, dir: &Writable, name: &OsStr) -> Result<()> {
         let Some(temp) = &self.temp else { return Err(Errno::INVAL) };
-        // What was exchanged for the copy now has its name, and goes with this object.
         self.work.staging().rename(temp, dir, name, RenameFlags::EXCHANGE)
     }
 
@@ -240,7 +271,7 @@ impl Staged<'_> {
         if let Some(temp) = self.temp.take() {
             self.work.purge(&temp);
         }
-        self.fd.try_clone().map_err(|_| Errno::MFILE)
+        self.fd.try_clone().map_err(|e| errno(&e))
     }
 }
 

@@ -29,9 +29,9 @@ pub fn slot(stack: &Stack, whiteout: Option<LayerId>) -> Slot {
 }
 
 /// Makes a new object `name` in `dir` by `make`, which is given a directory and a name to make it
-/// under: `dir` itself, or, when a whiteout must give way in the same step, a place to prepare it that
-/// inherits like `top`, the topmost part of the directory: what is made shows that it was made there, also
-/// when it goes to the init layer.
+/// under: `dir` itself, or, when a whiteout must give way in the same step or `make` itself takes `several` steps, a
+/// place to prepare it that inherits like `top`, the topmost part of the directory: what is made shows that it was made
+/// there, also when it goes to the init layer.
 ///
 /// # Errors
 /// Those of `make`; EEXIST when something else has the name.
@@ -40,16 +40,18 @@ pub fn place<T>(
     (dir, top): (&Writable, &Writable),
     slot: Slot,
     name: &OsStr,
-    is_dir: bool,
+    (is_dir, several): (bool, bool),
     make: impl FnOnce(&Writable, &OsStr) -> Result<T>,
 ) -> Result<T> {
-    if !slot.whiteout {
+    if !slot.whiteout && !several {
         return make(dir, name);
     }
     let work = stack.work(slot.layer)?;
     let nursery = work.nursery(top)?;
     let made = make(nursery.dir(), name)?;
-    if is_dir {
+    if !slot.whiteout {
+        nursery.dir().rename(name, dir, name, RenameFlags::NOREPLACE)?;
+    } else if is_dir {
         // What the whiteout hid must not show through.
         nursery.dir().set_mark(name, Mark::Opaque, work.abilities().namespace, b"y")?;
         nursery.dir().rename(name, dir, name, RenameFlags::EXCHANGE)?;

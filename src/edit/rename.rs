@@ -1,10 +1,11 @@
 //! Names moved.
 
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 
 use rustix::fs::RenameFlags;
 
-use crate::copy_up::{self, Content};
+use crate::copy_up::{self, Content, Staged};
 use crate::error::Result;
 use crate::format::names::Mark;
 use crate::layer::stack::Stack;
@@ -55,29 +56,96 @@ pub fn rename(
     let at_once = whiteout && work.abilities().rename_whiteout;
     let flags = if at_once { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
     match (from.object, target) {
-        (Some(object), Target::Whiteout) => {
-            // A directory cannot replace a whiteout: the two change places.
-            from.dir.rename_dir(from.name, object, to_dir, to_name, RenameFlags::EXCHANGE)?;
-            return if whiteout { Ok(()) } else { from.dir.unlink(from.name) };
+        // A directory cannot replace a whiteout: the two change places.
+        (Some(_), Target::Whiteout) => change_places(stack, from, to_dir, to_name, whiteout),
+        // As for a file where no whiteout can be left behind in the same step.
+        (None, Target::Whiteout) if whiteout && !at_once => {
+            change_places(stack, from, to_dir, to_name, whiteout)
+        }
+        (_, Target::Free) if whiteout && !at_once => {
+            work.new_whiteout(to_dir, to_name)?;
+            change_places(stack, from, to_dir, to_name, whiteout).inspect_err(|_| {
+                left(to_dir, to_name, to_dir.unlink(to_name));
+            })
         }
         (Some(object), Target::Dir) => {
-            clear(stack, to_dir, to_name)?;
-            from.dir.rename_dir(from.name, object, to_dir, to_name, flags)?;
+            let cleared = clear(stack, to_dir, to_name)?;
+            let renamed = if whiteout && !at_once {
+                over_dir(stack, from, object, to_dir, to_name)
+            } else {
+                from.dir.rename_dir(from.name, object, to_dir, to_name, flags)
+            };
+            renamed.inspect_err(|_| {
+                if let Some(cleared) = &cleared {
+                    left(to_dir, to_name, cleared.swap(to_dir, to_name));
+                }
+            })
         }
-        (Some(object), _) => from.dir.rename_dir(from.name, object, to_dir, to_name, flags)?,
-        (None, _) if whiteout && !at_once => {
-            // Both names for a moment rather than the old object back for a moment.
-            let temp = work.temp_name();
-            let fd = file::open_path(from.dir.fd()?, from.name)?;
-            work.staging().link(&fd, &temp)?;
-            work.staging().rename(&temp, to_dir, to_name, RenameFlags::empty()).inspect_err(|_| {
-                work.purge(&temp);
-            })?;
-            return super::remove::remove(stack, from.dir, from.name, false, true);
-        }
-        (None, _) => from.dir.rename(from.name, to_dir, to_name, flags)?,
+        (Some(object), _) => from.dir.rename_dir(from.name, object, to_dir, to_name, flags),
+        (None, _) if whiteout && !at_once => over_file(stack, from, to_dir, to_name),
+        (None, _) => from.dir.rename(from.name, to_dir, to_name, flags),
     }
-    if whiteout && !at_once { work.new_whiteout(from.dir, from.name) } else { Ok(()) }
+}
+
+/// Exchanges an object with the whiteout that has its new name; with `keep`, the whiteout stays in the old place.
+fn change_places(
+    stack: &Stack,
+    from: Side<'_>,
+    to_dir: &Writable,
+    to_name: &OsStr,
+    keep: bool,
+) -> Result<()> {
+    // Also where it stays but for a moment: a crash may make that longer, and there an empty file would show.
+    stack.work(from.dir.dir().layer())?.allow_whiteouts(from.dir)?;
+    match from.object {
+        Some(object) => from.dir.rename_dir(from.name, object, to_dir, to_name, RenameFlags::EXCHANGE)?,
+        None => from.dir.rename(from.name, to_dir, to_name, RenameFlags::EXCHANGE)?,
+    }
+    if !keep {
+        // One that hides nothing is harmless.
+        left(from.dir, from.name, from.dir.unlink(from.name));
+    }
+    Ok(())
+}
+
+/// Renames a directory over an empty one and leaves a whiteout, where that takes two steps. Between them the empty one
+/// has the old name: what is below must not come back.
+fn over_dir(
+    stack: &Stack,
+    from: Side<'_>,
+    object: &Writable,
+    to_dir: &Writable,
+    to_name: &OsStr,
+) -> Result<()> {
+    let flags = RenameFlags::EXCHANGE;
+    from.dir.rename_dir(from.name, object, to_dir, to_name, flags)?;
+    super::remove::remove(stack, from.dir, from.name, true, true).inspect_err(|_| {
+        left(to_dir, to_name, to_dir.rename_dir(to_name, object, from.dir, from.name, flags));
+    })
+}
+
+/// Renames a file over another and leaves a whiteout, where that takes two steps. Between them the file has both names,
+/// rather than the old name what is below.
+fn over_file(stack: &Stack, from: Side<'_>, to_dir: &Writable, to_name: &OsStr) -> Result<()> {
+    let work = stack.work(from.dir.dir().layer())?;
+    let staging = work.staging();
+    // All that takes room comes first.
+    let whiteout = work.make_whiteout()?;
+    let temp = work.temp_name();
+    let renamed = file::open_path(from.dir.fd()?, from.name)
+        .and_then(|fd| staging.link(&fd, &temp))
+        .and_then(|()| {
+            staging.rename(&temp, to_dir, to_name, RenameFlags::empty()).inspect_err(|_| work.purge(&temp))
+        })
+        .and_then(|()| staging.rename(&whiteout, from.dir, from.name, RenameFlags::empty()));
+    renamed.inspect_err(|_| work.purge(&whiteout))
+}
+
+/// Tells of what could not be put back or taken away.
+fn left(dir: &Writable, name: &OsStr, result: Result<()>) {
+    if let Err(e) = result {
+        tracing::warn!("left in {:?} by a rename: {name:?}: {e}", dir.dir().path());
+    }
 }
 
 /// Exchanges two names.
@@ -95,8 +163,9 @@ pub fn exchange(a: Side<'_>, b: Side<'_>) -> Result<()> {
 }
 
 /// Makes a directory that is empty but for whiteouts really empty: an opaque one takes its place, so
-/// that it looks empty at any instant.
-fn clear(stack: &Stack, dir: &Writable, name: &OsStr) -> Result<()> {
+/// that it looks empty at any instant. Gives what can put the old one back, and deletes it when dropped; `None` where
+/// it was empty.
+fn clear<'a>(stack: &'a Stack, dir: &Writable, name: &OsStr) -> Result<Option<Staged<'a>>> {
     let old = file::open_dir(dir.fd()?, name)?;
     let mut empty = true;
     file::list(&old, |_, _, _| {
@@ -104,12 +173,12 @@ fn clear(stack: &Stack, dir: &Writable, name: &OsStr) -> Result<()> {
         Ok(())
     })?;
     if empty {
-        return Ok(());
+        return Ok(None);
     }
     let layer = dir.dir().layer();
     let st = stack.stat(layer, &old)?;
-    let staged =
-        copy_up::stage(stack, (layer, layer), std::os::fd::AsFd::as_fd(&old), &st, Content::Empty, None)?;
+    let staged = copy_up::stage(stack, (layer, layer), old.as_fd(), &st, Content::Empty, None)?;
     staged.mark(Mark::Opaque, b"y")?;
-    staged.swap(dir, name)
+    staged.swap(dir, name)?;
+    Ok(Some(staged))
 }

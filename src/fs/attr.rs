@@ -36,12 +36,19 @@ impl UnionFs {
         if set.size.is_some() {
             Self::check_writable(&node)?;
         }
-        self.up(&node, set.size.map_or(Need::Attributes, |size| Need::Data(Some(size))))?;
+        let made = self.up(&node, set.size.map_or(Need::Attributes, |size| Need::Data(Some(size))))?;
         let _still = node.hold_still();
         if let Some(size) = set.size {
-            self.truncate(caller, &node, size, fh)?;
+            match &made {
+                // It has this size already.
+                Some(fd) => self.clear_setid(caller, &node, fd, || caller.keeps_setid()).map(drop)?,
+                None => self.truncate(caller, &node, size, fh)?,
+            }
         }
-        let fd = node.refer(self.index())?;
+        let fd = match made {
+            Some(fd) => Arc::new(fd),
+            None => node.refer(self.index())?,
+        };
         self.set_owner(caller, &node, &fd, set)?;
         if (set.atime, set.mtime) != (SetTime::Keep, SetTime::Keep) {
             file::utimes_fd(&*fd, set.atime, set.mtime)?;

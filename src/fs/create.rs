@@ -8,6 +8,7 @@ use rustix::fs::{FileType, RenameFlags};
 use super::up::Need;
 use super::{Attr, Caller, UnionFs};
 use crate::edit::create::{Slot, place, slot};
+use crate::edit::remove::remove;
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Mark};
 use crate::layer::dir::{Dir, LayerId};
@@ -227,16 +228,19 @@ impl UnionFs {
             let dir = self.writable(parent, slot.layer)?;
             let top = self.writable(parent, parent.layer())?;
             let room = self.room(slot.layer, 0)?;
-            let made = place(&self.stack, (&dir, &top), slot, name, is_dir, &mut make)?;
-            let stat =
-                match self.own(parent, (&dir, name), caller, mode).and_then(|()| stat(&made, &dir, name)) {
-                    Ok(stat) => stat,
-                    // It is there.
-                    Err(e) => {
-                        room.made();
-                        return Err(e);
-                    }
-                };
+            let several = self.stack.owner_attribute(slot.layer).is_some();
+            let made = place(&self.stack, (&dir, &top), slot, name, (is_dir, several), |dir, name| {
+                let made = make(dir, name)?;
+                self.own(parent, slot.layer, (dir, name), caller, mode)?;
+                Ok(made)
+            })?;
+            // Who gets an error has made nothing.
+            let undo = |_: &Errno| {
+                if let Err(e) = remove(&self.stack, &dir, name, is_dir, slot.whiteout) {
+                    tracing::warn!("what could not be shown to its maker stays: {name:?}: {e}");
+                }
+            };
+            let stat = stat(&made, &dir, name).inspect_err(undo)?;
             room.used(&stat);
             let found = if is_dir {
                 let parts = vec![Dir::below(dir.dir(), name, &stat)];
@@ -244,7 +248,7 @@ impl UnionFs {
             } else {
                 Found::Other(Other { dir: dir.dir().clone(), name: name.into(), stat, data: None })
             };
-            let (node, st) = self.admit(parent, name, found)?;
+            let (node, st) = self.admit(parent, name, found).inspect_err(undo)?;
             // A new object has no capability.
             node.set_powerless(true);
             return Ok((node, st, made));

@@ -1,6 +1,6 @@
 //! read, write, fsync, fallocate, lseek, copy_file_range on open files.
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use super::up::Need;
 use super::{Caller, UnionFs};
@@ -54,7 +54,7 @@ impl UnionFs {
         if self.stack.in_place(open.node.content_layer()) {
             Ok(())
         } else {
-            self.up(&open.node, Need::Data(None))
+            self.up(&open.node, Need::Data(None)).map(drop)
         }
     }
 
@@ -68,6 +68,11 @@ impl UnionFs {
             return Ok(());
         }
         let _content = open.node.hold_still();
+        if open.node.content_layer() != open.node.layer() {
+            // Only its attributes are in the upper; the data is where it always was.
+            let (own, _) = open.node.open_here(self.index(), OFlags::RDONLY, true)?;
+            return rustix::fs::fsync(own);
+        }
         let fd = open.fd(self.index())?;
         if datasync { rustix::fs::fdatasync(&*fd) } else { rustix::fs::fsync(&*fd) }
     }

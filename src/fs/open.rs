@@ -39,23 +39,30 @@ impl UnionFs {
         }
         let truncate = flags.contains(OFlags::TRUNC);
         let real = real_flags(flags, self.sync);
-        if real.contains(OFlags::RDWR) {
+        let made = if real.contains(OFlags::RDWR) {
             Self::check_writable(&node)?;
-            self.up(&node, Need::Data(truncate.then_some(0)))?;
-        }
+            self.up(&node, Need::Data(truncate.then_some(0)))?
+        } else {
+            None
+        };
         let _still = node.hold_still().filter(|_| truncate);
         // Taken before the file is opened: when it is copied up or its mode changed meanwhile, that is found out.
         let layer = node.content_layer();
         let chmods = self.chmods.load(Ordering::Acquire);
         let noatime = self.noatime || !self.stack.in_place(layer);
-        let (real, (fd, st)) = match node.open(self.index(), real, noatime) {
+        let is_truncated = made.is_some();
+        let opened = match made.filter(|_| real == OFlags::RDWR) {
+            Some(fd) => file::stat_fd(&fd).map(|st| (fd, st)),
+            None => node.open(self.index(), real, noatime),
+        };
+        let (real, (fd, st)) = match opened {
             // The real file may be append-only. Where to write is the kernel's to say otherwise.
             Err(Errno::PERM) if flags.contains(OFlags::APPEND) => {
                 (real | OFlags::APPEND, node.open(self.index(), real | OFlags::APPEND, noatime)?)
             }
             other => (real, other?),
         };
-        if truncate {
+        if truncate && !is_truncated {
             // An empty file, too: open(2) with O_TRUNC sets its times.
             self.change_blocks(&node, &fd, 0, || rustix::fs::ftruncate(&fd, 0))?;
         }

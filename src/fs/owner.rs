@@ -11,6 +11,7 @@ use super::{Attr, Caller, SetAttr, UnionFs};
 use crate::config::ids::IdMap;
 use crate::error::Result;
 use crate::format::{acl, override_stat};
+use crate::layer::dir::LayerId;
 use crate::layer::owner;
 use crate::layer::upper::Writable;
 use crate::node::Node;
@@ -110,11 +111,11 @@ impl UnionFs {
     pub(super) fn own(
         &self,
         parent: &Node,
+        layer: LayerId,
         (dir, name): (&Writable, &OsStr),
         caller: &Caller,
         mode: u32,
     ) -> Result<()> {
-        let layer = dir.dir().layer();
         let Some(attribute) = self.stack.owner_attribute(layer) else { return Ok(()) };
         let fd = dir.fd()?;
         let mut st = file::stat_at(&fd, name)?;

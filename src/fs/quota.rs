@@ -236,11 +236,6 @@ fn give_back(counter: &AtomicU64, count: u64) {
 }
 
 impl Room<'_> {
-    /// An object without data was made of it.
-    pub(super) fn made(mut self) {
-        self.objects = 0;
-    }
-
     /// An object was made of it, which takes so many bytes. The rest goes back.
     pub(super) fn used(mut self, st: &Stat) {
         if let Some(quota) = self.quota {

@@ -120,11 +120,11 @@ impl UnionFs {
         if node.with(|s| s.data.is_some()) {
             // Where its data is follows from its name.
             let node = node.clone();
-            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Data(None)))));
+            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Data(None)).map(drop))));
         }
         if !self.stack.in_place(node.layer()) {
             let node = node.clone();
-            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Attributes))));
+            return Ok(Some(Box::new(move |fs| fs.up(&node, Need::Attributes).map(drop))));
         }
         if parent.part(self.upper()).is_none() {
             let parent = parent.clone();
@@ -387,8 +387,18 @@ impl UnionFs {
         let content = self.content(node, &st, st.size)?;
         let staged =
             copy_up::stage(&self.stack, (node.layer(), home), fd.as_fd(), &st, content.as_content(), None)?;
+        let free = file::stat_at(to.fd()?, new_name) == Err(Errno::NOENT);
         let new = staged.replace(to, new_name)?;
-        crate::edit::remove::remove(&self.stack, from, name, false, whiteout)?;
+        // Another filesystem is written at another time: after a power loss the file would be in neither place.
+        let synced = if self.stack.volatile() { Ok(()) } else { to.sync() };
+        let moved = synced
+            .and_then(|()| crate::edit::remove::remove(&self.stack, from, name, false, whiteout))
+            .inspect_err(|_| {
+                if free && let Err(e) = to.unlink(new_name) {
+                    tracing::warn!("a file that could not be moved has two names, also {new_name:?}: {e}");
+                }
+            });
+        moved?;
         node.relocate(home, |s| s.id = (new.dev, new.ino));
         Ok(())
     }

@@ -65,19 +65,27 @@ impl UnionFs {
     /// Makes an object changeable: copies it up unless it lies in a writable layer already. No lock on
     /// names may be held.
     ///
+    /// When only the first bytes of its data are needed and had to be copied, the copy has exactly these from its first
+    /// instant: it is truncated, and its descriptor for reading and writing is given. Nothing more can fail then.
+    ///
     /// # Errors
     /// EROFS on a read-only stack; EPERM for a lower object that its flags protect; those of copying.
-    pub(super) fn up(&self, node: &Arc<Node>, need: Need) -> Result<()> {
+    pub(super) fn up(&self, node: &Arc<Node>, need: Need) -> Result<Option<OwnedFd>> {
         if !self.stack.is_writable() {
             return Err(Errno::ROFS);
         }
+        let mut made = None;
         if !self.stack.in_place(node.layer()) {
-            if node.is_dir() { self.part_up(node, need).map(drop)? } else { self.file_up(node, need)? }
+            if node.is_dir() {
+                self.part_up(node, need)?;
+            } else {
+                made = self.file_up(node, need)?;
+            }
         }
         match need {
             Need::Data(len) if node.with(|s| s.data.is_some()) => self.data_up(node, len),
             Need::Everything if node.with(|s| s.data.is_some()) => self.data_up(node, None),
-            _ => Ok(()),
+            _ => Ok(made),
         }
     }
 
@@ -177,14 +185,14 @@ impl UnionFs {
     }
 
     /// Copies up anything but a directory.
-    fn file_up(&self, node: &Arc<Node>, need: Need) -> Result<()> {
+    fn file_up(&self, node: &Arc<Node>, need: Need) -> Result<Option<OwnedFd>> {
         let _one = node.copying.lock();
         loop {
             if self.stack.in_place(node.layer()) {
-                return Ok(());
+                return Ok(None);
             }
             let Some(link) = node.any_link() else {
-                return self.nameless_up(node, need);
+                return self.nameless_up(node, need).map(|()| None);
             };
             let parent = self.dir_up(&link.parent)?;
             let holder = link.parent.part(link.layer).ok_or(Errno::STALE)?;
@@ -207,7 +215,7 @@ impl UnionFs {
                     s.gone = 0;
                     s.data = None;
                 });
-                return Ok(());
+                return Ok(None);
             }
             let later = need == Need::Attributes && !hard && self.may_postpone_data(node, &st);
             let source = match need {
@@ -225,6 +233,10 @@ impl UnionFs {
                 content,
                 origin.as_ref(),
             )?;
+            let truncated = match need {
+                Need::Data(Some(len)) => Some(staged.truncated(len)?),
+                _ => None,
+            };
             let _names = self.change_names(&link.parent);
             if !self.still(node, &link) {
                 continue;
@@ -271,7 +283,7 @@ impl UnionFs {
                 // Not looked at while there is an index entry.
                 tracing::warn!("left in the work directory: a count of removed names: {e}");
             }
-            return Ok(());
+            return Ok(truncated);
         }
     }
 
@@ -295,22 +307,30 @@ impl UnionFs {
     }
 
     /// Brings the data of a file up whose attributes are up already.
-    fn data_up(&self, node: &Arc<Node>, len: Option<u64>) -> Result<()> {
+    fn data_up(&self, node: &Arc<Node>, len: Option<u64>) -> Result<Option<OwnedFd>> {
         let _one = node.copying.lock();
         if node.with(|s| s.data.is_none()) {
-            return Ok(());
+            return Ok(None);
         }
         let before = node.stat(self.index())?;
         let source = self.content(node, &before, len.unwrap_or(u64::MAX))?;
         let (copy, _) = node.open_here(self.index(), OFlags::RDWR, false)?;
-        self.complete_up(node, &source, &copy, &before)?;
+        self.complete_up(node, &source, &copy, &before, len)?;
         self.copied.add(0, source.bytes(before.size));
         node.relocate(node.layer(), |s| s.data = None);
-        Ok(())
+        Ok(len.map(|_| copy))
     }
 
-    fn complete_up(&self, node: &Node, source: &Source, copy: &OwnedFd, before: &Stat) -> Result<()> {
-        let complete = || copy_up::complete(&self.stack, self.upper(), source.as_content(), copy, before);
+    fn complete_up(
+        &self,
+        node: &Node,
+        source: &Source,
+        copy: &OwnedFd,
+        before: &Stat,
+        len: Option<u64>,
+    ) -> Result<()> {
+        let complete =
+            || copy_up::complete(&self.stack, self.upper(), source.as_content(), copy, before, len);
         self.change_blocks_in(self.upper(), node, copy, source.most(before), complete)
     }
 

@@ -3,9 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 
+use crate::error::Errno;
 use crate::format::mountinfo::{self, MountEntry};
 
 const TABLE: &str = "/proc/self/mountinfo";
@@ -40,6 +44,20 @@ pub fn locate(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// How long a mount has to show that it is served. One that takes longer counts as alive.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Whether the process that served the mount at `at` is dead: the kernel answers ENOTCONN for it, at once.
+pub fn is_dead(at: &Path) -> bool {
+    let (answer, answered) = mpsc::channel();
+    let at = at.to_owned();
+    // A daemon that is stopped answers nothing, and the question cannot be taken back.
+    let asked = thread::Builder::new().spawn(move || answer.send(rustix::fs::statfs(&at).map(drop)));
+    // A process that has just died may be asked before the kernel has cut its connection.
+    let answer = asked.ok().and_then(|_| answered.recv_timeout(ANSWER_WITHIN).ok());
+    matches!(answer, Some(Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED)))
+}
+
 /// Blocks until the mount with this id is not in the table any more.
 ///
 /// # Errors
@@ -51,7 +69,7 @@ pub fn wait_gone(id: u64) -> io::Result<()> {
         // was last polled; a change between reading and polling is reported too.
         let mut watched = [PollFd::new(&file, PollFlags::PRI)];
         match rustix::event::poll(&mut watched, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
     }

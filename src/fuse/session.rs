@@ -58,6 +58,8 @@ pub struct Stopper {
     mount_point: PathBuf,
     /// Of a mount that this process may not end by itself.
     keeper: Option<Keeper>,
+    /// What was mounted, if it is marked as volatile until its end.
+    marked: Option<Arc<Gate>>,
 }
 
 /// Checks that the kernel's FUSE device can be opened.
@@ -103,6 +105,14 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     // The table and the stopper need the path without symlinks.
     let at = config.mountpoint.canonicalize().map_err(|e| complain(&config.mountpoint, e.to_string()))?;
     let (device, agreed) = open_connection(&at, &options)?;
+    let volatile = options.volatile_mark && !options.read_only;
+    if volatile && let Err(e) = gate.enter().stack().mark_volatile() {
+        let _ = unmount(&at, true);
+        return Err(MountError::System(format!(
+            "the work directory cannot be marked as that of a volatile mount: {e}"
+        )));
+    }
+    let marked = volatile.then(|| Arc::clone(&gate));
     // Without the right to mount there is none to unmount.
     let keeper = match options.sandbox && !cred::is_admin() {
         true => Keeper::start(&at)
@@ -125,7 +135,7 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
     if let Some(entry) = &entry {
         mounts::read_ahead(entry);
     }
-    let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at, keeper };
+    let stopper = Stopper { id: entry.map(|e| e.id), mount_point: at, keeper, marked };
     Ok(Mounted { gate, workers, ring: agreed.ring, sandbox: options.sandbox, claim, stopper, report })
 }
 
@@ -299,6 +309,15 @@ impl Stopper {
             return Err(io::Error::other("another mount lies on top"));
         }
         unmount(&entry.mount_point)
+    }
+
+    /// Brings the layers of a volatile mount that has ended to their devices, after which they may be used again.
+    pub fn settle(&self) {
+        if let Some(gate) = &self.marked
+            && let Err(e) = gate.enter().stack().settle_volatile()
+        {
+            tracing::error!("the work directory stays marked as that of a volatile mount: {e}");
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! The state of live mounts: a file for each in `/run/unionfs`, or in `$XDG_RUNTIME_DIR/unionfs` for a mount without
-//! root. It belongs to the process that serves the mount; when that is gone, the next reader removes the file.
+//! root. It belongs to the process that serves the mount; when both are gone, the next reader removes the file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::owned;
 use crate::config::{LayerPaths, MountConfig, Options, Permissions, RedirectDir};
-use crate::format::mountinfo::MountEntry;
+use crate::format::mountinfo::{self, MountEntry};
 use crate::sys::cred;
 
 /// The form of the file. Files of another form are left alone.
 pub const VERSION: u32 = 1;
 
+const MOUNTS: &str = "/proc/self/mountinfo";
 const SYSTEM: &str = "/run/unionfs";
 const OF_USERS: &str = "/run/user";
 const SUBDIRECTORY: &str = "unionfs";
@@ -243,6 +244,11 @@ impl Recorded {
         self.foreign.is_some()
     }
 
+    /// Whether this may be about a mount: what another user has recorded is about his own.
+    fn counts_for(&self, mount: &MountEntry) -> bool {
+        self.foreign.is_none_or(|owner| mount.user == Some(owner))
+    }
+
     /// The mount has ended.
     pub fn remove(&self) {
         for path in [&self.file, &self.socket()] {
@@ -273,15 +279,26 @@ pub fn record(state: &MountState) -> io::Result<Option<Recorded>> {
     Ok(Some(Recorded { file: path, foreign: None }))
 }
 
-/// The states of all live mounts, by mount point. What the dead have left is removed where that is permitted.
-pub fn all() -> Vec<MountState> {
-    let mut states: Vec<MountState> = entries().into_iter().map(|(_, state)| state).collect();
-    states.sort_by_key(|s| (PathBuf::from(&s.mountpoint), s.since));
-    states
+/// A mount as it is found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    /// What was recorded when it was made.
+    #[serde(flatten)]
+    pub state: MountState,
+    /// Its process lives. If not, all there get ENOTCONN until it is unmounted.
+    pub live: bool,
 }
 
-fn entries() -> Vec<(Recorded, MountState)> {
-    let mut found = Vec::new();
+/// All mounts, by mount point: the live ones, and those in this mount namespace whose process has died. What the dead
+/// have left otherwise is removed where that is permitted.
+pub fn all() -> Vec<Listed> {
+    let mut found: Vec<Listed> = entries().into_iter().map(|(_, listed)| listed).collect();
+    found.sort_by_key(|l| (PathBuf::from(&l.state.mountpoint), l.state.since));
+    found
+}
+
+fn entries() -> Vec<(Recorded, Listed)> {
+    let (mut live, mut dead) = (Vec::new(), Vec::new());
     let own = own_directory();
     for dir in directories() {
         let mine = own.as_ref() == Some(&dir);
@@ -300,26 +317,41 @@ fn entries() -> Vec<(Recorded, MountState)> {
             }
             let recorded = Recorded { file: path, foreign };
             if !state.is_live() {
-                if mine {
-                    recorded.remove();
-                }
+                dead.push((recorded, state, mine));
             } else if owned::user_of_process(state.pid) == Some(owner) {
-                found.push((recorded, state));
+                live.push((recorded, state));
             }
+        }
+    }
+    let table = mountinfo::parse(&fs::read(MOUNTS).unwrap_or_default());
+    // The number of a mount is given again when it is gone.
+    let taken: Vec<Option<u64>> = live.iter().map(|(_, state)| state.mount_id).collect();
+    let stays = |recorded: &Recorded, state: &MountState| {
+        let is_it = |entry: &MountEntry| {
+            Some(entry.id) == state.mount_id && mountinfo::is_unionfs(entry) && recorded.counts_for(entry)
+        };
+        !taken.contains(&state.mount_id) && table.iter().any(is_it)
+    };
+    let mut found: Vec<_> = live.into_iter().map(|(r, state)| (r, Listed { state, live: true })).collect();
+    for (recorded, state, mine) in dead {
+        if stays(&recorded, &state) {
+            found.push((recorded, Listed { state, live: false }));
+        } else if mine {
+            recorded.remove();
         }
     }
     found
 }
 
-/// The state of a mount, which lies at exactly this path, absolute and without symlinks; the last one if there are
+/// The live mount which lies at exactly this path, absolute and without symlinks; the last one if there are
 /// several. What other users have recorded counts only for a mount that is theirs.
 pub fn at(mountpoint: &Path, mount: &MountEntry) -> Option<(Recorded, MountState)> {
+    let live = entries().into_iter().filter(|(_, l)| l.live).map(|(recorded, l)| (recorded, l.state));
     let here = |(recorded, state): &(Recorded, MountState)| {
-        PathBuf::from(&state.mountpoint) == mountpoint
-            && recorded.foreign.is_none_or(|owner| mount.user == Some(owner))
+        PathBuf::from(&state.mountpoint) == mountpoint && recorded.counts_for(mount)
     };
     let own = |recorded: &Recorded| recorded.foreign.is_none();
-    entries().into_iter().filter(here).max_by_key(|(r, s)| (own(r), s.since, s.mount_id))
+    live.filter(here).max_by_key(|(r, s)| (own(r), s.since, s.mount_id))
 }
 
 #[cfg(test)]

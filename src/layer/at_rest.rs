@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Errno, MountError, Outcome, Result};
-use crate::layer::claim::{UPPER, WORK, explain, lock, lock_soon, open_one};
+use crate::layer::claim::{UPPER, WORK, explain, open_one};
 use crate::layer::dir::Dir;
 use crate::layer::fd_cache::FdCache;
+use crate::layer::lock;
 use crate::layer::upper::Writable;
 use crate::sys::file;
 use crate::sys::place::Places;
@@ -50,10 +51,10 @@ impl AtRest {
         let mut hold = |what: &'static str, path: &Path| -> Outcome<OwnedFd> {
             let opened = open_one(what, path, &mut places)?;
             if change {
-                locks.push(lock(&opened)?);
+                locks.push(lock::lock(&opened, lock::USUAL)?);
             } else {
                 // The lock belongs to the open file description, which is kept below.
-                busy = busy || lock_soon(&opened.fd) == Err(Errno::WOULDBLOCK);
+                busy = busy || lock::lock_soon(&opened.fd, lock::USUAL) == Err(Errno::WOULDBLOCK);
             }
             Ok(opened.fd)
         };

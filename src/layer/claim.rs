@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{LayerPaths, MAX_LOWERS};
 use crate::error::{Errno, MountError, errno};
+use crate::layer::lock::{lock, patience, refuse_marked};
 use crate::layer::stack::LayerFds;
 use crate::sys::mount;
 use crate::sys::place::{self, FileId, Place, Places};
@@ -21,10 +22,6 @@ const INIT: &str = "init layer";
 pub(super) const WORK: &str = "work directory";
 const INIT_WORK: &str = "work directory of the init layer";
 const MOUNT_POINT: &str = "mount point";
-
-/// How long a lock is waited for: [`LOCK_RETRIES`] times this.
-const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
-const LOCK_RETRIES: u32 = 100;
 
 /// Proof that the layers of a mount are usable, and the locks on its writable directories: another
 /// mount cannot claim them until this is dropped.
@@ -51,8 +48,8 @@ pub(super) struct Directories<T> {
 /// A directory that was found.
 #[derive(Debug, Clone)]
 pub(super) struct Located {
-    what: &'static str,
-    path: PathBuf,
+    pub(super) what: &'static str,
+    pub(super) path: PathBuf,
     place: Place,
 }
 
@@ -125,7 +122,7 @@ impl Located {
         format!("the {} {}", self.what, self.path.display())
     }
 
-    fn error(&self, reason: impl Into<String>) -> MountError {
+    pub(super) fn error(&self, reason: impl Into<String>) -> MountError {
         MountError::path(self.what, &self.path, reason)
     }
 }
@@ -144,8 +141,12 @@ pub fn claim(layers: &LayerPaths) -> Result<Claim, MountError> {
     let mut locks = Vec::new();
     // Without an upper nothing is written, not even to the init layer.
     if opened.upper.is_some() {
+        let patience = patience(opened.work.iter().chain(&opened.init_work));
         for dir in opened.writable() {
-            locks.push(lock(dir)?);
+            locks.push(lock(dir, patience)?);
+        }
+        for work in opened.work.iter().chain(&opened.init_work) {
+            refuse_marked(work)?;
         }
     }
     let upper = match (opened.upper, opened.work) {
@@ -360,45 +361,6 @@ fn hold_by_clones(opened: &mut Directories<Opened>) -> Vec<OwnedFd> {
         }
     }
     trees
-}
-
-/// Takes the lock on a directory, waiting for a moment: a mount that was just ended holds on until its daemon has
-/// exited.
-///
-/// # Errors
-/// EWOULDBLOCK: a live mount has it.
-pub(super) fn lock_soon(dir: &OwnedFd) -> Result<(), Errno> {
-    let mut locked = place::lock(dir);
-    for _ in 0..LOCK_RETRIES {
-        if locked != Err(Errno::WOULDBLOCK) {
-            break;
-        }
-        std::thread::sleep(LOCK_PAUSE);
-        locked = place::lock(dir);
-    }
-    locked
-}
-
-pub(super) fn lock(dir: &Opened) -> Result<OwnedFd, MountError> {
-    place::check_writable(&dir.fd).map_err(|e| {
-        dir.at.error(match e {
-            Errno::ROFS => "is on a read-only filesystem; choose a writable one, or mount --read-only".into(),
-            Errno::ACCESS => {
-                "may not be written by this user; change its owner or mode, or run as root".into()
-            }
-            other => format!("cannot be used: {other}"),
-        })
-    })?;
-    let locked = lock_soon(&dir.fd);
-    locked.map_err(|e| {
-        dir.at.error(match e {
-            Errno::WOULDBLOCK => {
-                "is in use by a live mount; unmount that first or choose another directory".into()
-            }
-            other => format!("cannot be locked against a second mount: {other}"),
-        })
-    })?;
-    dir.fd.try_clone().map_err(|e| explain(dir.at.what, &dir.at.path, errno(&e)))
 }
 
 #[cfg(test)]

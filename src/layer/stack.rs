@@ -18,7 +18,7 @@ use crate::layer::fd_cache::FdCache;
 use crate::layer::identity::Identity;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
-use crate::layer::{marks, owner};
+use crate::layer::{marks, owner, volatile};
 use crate::sys::file::{self, Stat};
 use crate::sys::xattr::Target;
 use crate::sys::{cred, mount, place};
@@ -83,6 +83,8 @@ pub struct Stack {
     namespace: Namespace,
     ids: Ids,
     volatile: bool,
+    /// The work directories have the mark of [`volatile`].
+    marked: AtomicBool,
     follow_redirects: bool,
     wh_upper: bool,
     /// As in [`LayerFds::trees`].
@@ -200,6 +202,7 @@ impl Stack {
             namespace,
             ids: options.ids.clone(),
             volatile: options.volatile,
+            marked: AtomicBool::new(false),
             follow_redirects: options.redirect_dir != RedirectDir::NoFollow,
             wh_upper: options.wh_upper,
             trees: Mutex::new(trees),
@@ -386,6 +389,10 @@ impl Stack {
         if !work.abilities().reach(old.abilities()) {
             return Err(Errno::OPNOTSUPP);
         }
+        let marked = self.marked.load(Ordering::Relaxed);
+        if marked {
+            volatile::mark(work.staging())?;
+        }
         work.take_gone(old)?;
         if let Some(owner) = owner {
             owner::mark_root(root.fd()?, owner)?;
@@ -399,6 +406,8 @@ impl Stack {
         }
         if self.init_work.is_none() && self.layers.iter().any(|l| l.role == Role::Init) {
             self.init_work = old;
+        } else if let Some(Err(e)) = old.filter(|_| marked).map(|old| volatile::settle(old.staging())) {
+            tracing::warn!("the old work directory stays marked as that of a volatile mount: {e}");
         }
         if let Some(top) = self.layers.first_mut() {
             top.role = Role::Frozen;
@@ -432,5 +441,24 @@ impl Stack {
     /// Whether syncs are skipped.
     pub fn volatile(&self) -> bool {
         self.volatile
+    }
+
+    /// Marks the work directories of a stack that skips syncs, so that they are refused after a crash; see
+    /// [`volatile`].
+    ///
+    /// # Errors
+    /// Those of making files in the work directory.
+    pub fn mark_volatile(&self) -> Result<()> {
+        self.marked.store(true, Ordering::Relaxed);
+        self.work.iter().chain(&self.init_work).try_for_each(|work| volatile::mark(work.staging()))
+    }
+
+    /// Brings the writable layers of a stack that was marked to their device and takes the marks away. Nothing may
+    /// change the layers any more.
+    ///
+    /// # Errors
+    /// Those of syncfs(2); the mark stays then.
+    pub fn settle_volatile(&self) -> Result<()> {
+        self.work.iter().chain(&self.init_work).try_for_each(|work| volatile::settle(work.staging()))
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
 
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Result, errno};
 use crate::format::names::{Mark, Namespace};
 use crate::layer::dir::Dir;
 use crate::layer::fd_cache::FdCache;
@@ -63,6 +63,8 @@ pub struct WorkDir {
     next: AtomicU64,
     /// The last whiteout made (O_PATH).
     whiteout: Mutex<Option<Arc<OwnedFd>>>,
+    /// Entries of `work` that could not be deleted.
+    left: Mutex<Vec<OsString>>,
 }
 
 impl WorkDir {
@@ -94,6 +96,7 @@ impl WorkDir {
             abilities,
             next,
             whiteout: Mutex::new(None),
+            left: Mutex::default(),
         })
     }
 
@@ -153,10 +156,19 @@ impl WorkDir {
         Ok(())
     }
 
-    /// Deletes an entry of [`Self::staging`] with all that is below it, as far as it can be.
+    /// Deletes an entry of [`Self::staging`] with all that is below it, as far as it can be. What is left is tried again
+    /// with the next one, and at the next mount.
     pub fn purge(&self, temp: &OsStr) {
-        if let Err(e) = self.work.fd().and_then(|fd| remove_tree(&fd, temp)) {
-            tracing::warn!("left in the work directory: {temp:?}: {e}");
+        let again = std::mem::take(&mut *self.left.lock());
+        for temp in again.iter().map(OsString::as_os_str).chain([temp]) {
+            match self.work.fd().and_then(|fd| remove_tree(&fd, temp)) {
+                // By the call before, which failed later.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => {
+                    tracing::warn!("left in the work directory: {temp:?}: {e}");
+                    self.left.lock().push(temp.to_owned());
+                }
+            }
         }
     }
 
@@ -307,15 +319,30 @@ fn temp_name(next: &AtomicU64) -> OsString {
     format!("#{:x}", next.fetch_add(1, Ordering::Relaxed)).into()
 }
 
-/// Tries on the work directory what its filesystem and our rights permit.
+/// Whether there was no room for what is permitted otherwise.
+fn is_full(e: Errno) -> bool {
+    matches!(e, Errno::NOSPC | Errno::DQUOT)
+}
+
+/// Tries on the work directory what its filesystem and our rights permit. One that is full can be mounted as well: how
+/// else could room be made?
 fn probe(staging: &Writable, next: &AtomicU64, userxattr: Option<bool>) -> Result<Abilities> {
     let fd = staging.fd()?;
     let daemon = Caller::daemon();
     let temp = temp_name(next);
-    staging.mkdir(&temp, 0o700, &daemon)?;
+    let made = match staging.mkdir(&temp, 0o700, &daemon) {
+        Ok(()) => true,
+        Err(e) if is_full(e) => false,
+        Err(e) => return Err(e),
+    };
     let settable = |ns: &Namespace| {
-        let target = Target::At(fd.as_fd(), &temp);
-        xattr::set(target, Mark::Opaque.name(*ns), b"n", XattrFlags::empty()).is_ok()
+        let target = if made { Target::At(fd.as_fd(), &temp) } else { Target::Fd(fd.as_fd()) };
+        let set = xattr::set(target, Mark::Opaque.name(*ns), b"n", XattrFlags::empty());
+        if !made {
+            // It means nothing here.
+            let _ = xattr::remove(target, Mark::Opaque.name(*ns));
+        }
+        set.map_or_else(is_full, |()| true)
     };
     let candidates: &[Namespace] = match userxattr {
         Some(true) => &[Namespace::User],
@@ -323,10 +350,13 @@ fn probe(staging: &Writable, next: &AtomicU64, userxattr: Option<bool>) -> Resul
         None => &[Namespace::Trusted, Namespace::User],
     };
     let namespace = candidates.iter().copied().find(settable);
-    staging.rmdir(&temp)?;
-    let device = staging.mknod(&temp, FileType::CharacterDevice.as_raw_mode(), 0, &daemon).is_ok();
+    if made {
+        staging.rmdir(&temp)?;
+    }
+    let device = staging.mknod(&temp, FileType::CharacterDevice.as_raw_mode(), 0, &daemon);
+    // Not known of a full one: then there is a way without.
     let mut rename_whiteout = false;
-    if device {
+    if device.is_ok() {
         let other = temp_name(next);
         rename_whiteout = staging.rename(&temp, staging, &other, RenameFlags::WHITEOUT).is_ok();
         staging.unlink(&temp)?;
@@ -337,7 +367,7 @@ fn probe(staging: &Writable, next: &AtomicU64, userxattr: Option<bool>) -> Resul
     Ok(Abilities {
         namespace: namespace.or(candidates.first().copied()).unwrap_or(Namespace::Trusted),
         xattrs: namespace.is_some(),
-        whiteout_device: device,
+        whiteout_device: device.map_or_else(is_full, |()| true),
         rename_whiteout,
         nameless: file::create_nameless(&fd, 0o600).is_ok(),
     })
@@ -350,7 +380,7 @@ fn remove_tree(dir: impl AsFd, name: &OsStr) -> Result<()> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         other => return other,
     }
-    let top = dir.as_fd().try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    let top = dir.as_fd().try_clone_to_owned().map_err(|e| errno(&e))?;
     let mut left = vec![(Arc::new(top), name.to_owned())];
     while let Some((parent, name)) = left.last().cloned() {
         match file::rmdir(&*parent, &name) {

@@ -289,9 +289,75 @@ fn a_dead_daemon_is_unmounted_and_its_locks_are_free() {
     }
     stage.wait_until("the daemon's end", |stage| stage.daemons().is_empty());
     assert!(fs::read_dir(stage.path("m")).is_err(), "nobody answers");
-    stage.fails(&["mount", "a", "u", "m"], &["mount point m: ", "busy"]);
     stage.ok(&["umount", "m"]);
     stage.ok(&["mount", "a", "u", "m"]);
+    stage.ok(&["umount", "m"]);
+}
+
+#[test]
+fn a_mount_takes_the_place_of_a_dead_one() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new();
+    // Two, one on top of the other, the way it would be after a crash of each.
+    for _ in 0..2 {
+        stage.ok(&["mount", "a", "u", "m"]);
+        let _in_use = fs::File::open(stage.path("m")).unwrap();
+        for pid in stage.daemons() {
+            signal(pid, "KILL");
+        }
+        stage.wait_until("the daemon's end", |stage| stage.daemons().is_empty());
+        // At once, or when the kernel cuts the connection: never does anybody wait for an answer.
+        let error = fs::metadata(stage.path("m/none")).unwrap_err();
+        let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ECANCELED];
+        assert!(dead.contains(&error.raw_os_error().unwrap()), "{error}");
+    }
+    stage.ok(&["mount", "a", "u", "m"]);
+    assert_eq!(stage.mounts().len(), 1);
+    assert!(fs::read_dir(stage.path("m")).unwrap().all(|entry| entry.is_ok()));
+    let list = stage.run(&["list"]).stdout;
+    let here = format!("{} ", stage.path("m").display());
+    assert_eq!(list.lines().filter(|line| line.starts_with(&here)).count(), 1, "{list}");
+    // One that does not answer is not taken for dead.
+    let daemons = stage.daemons();
+    daemons.iter().for_each(|pid| signal(*pid, "STOP"));
+    let outcome = stage.run(&["mount", "a", "u", "m"]);
+    daemons.iter().for_each(|pid| signal(*pid, "CONT"));
+    assert!(outcome.code == Some(1) && outcome.stderr.contains("busy"), "{}", outcome.stderr);
+    stage.ok(&["umount", "m"]);
+}
+
+#[test]
+fn a_volatile_mount_is_refused_after_a_crash_and_not_after_its_end() {
+    if !can_mount() {
+        return;
+    }
+    let stage = Stage::new();
+    let mark = stage.path(".u.work/work/incompat/volatile/dirty");
+    for end in ["umount", "TERM", "KILL"] {
+        stage.ok(&["mount", "-o", "volatile", "a", "u", "m"]);
+        assert!(mark.exists());
+        fs::write(stage.path("m/new"), "x").unwrap();
+        match end {
+            "umount" => stage.ok(&["umount", "m"]),
+            name => stage.daemons().iter().for_each(|pid| signal(*pid, name)),
+        }
+        stage.wait_until("the daemon's end", |stage| stage.daemons().is_empty());
+        assert_eq!(mark.exists(), end == "KILL", "{end}");
+    }
+    stage.ok(&["umount", "m"]);
+    for options in ["volatile", "rw"] {
+        stage.fails(
+            &["mount", "-o", options, "a", "u", "m"],
+            &["work directory ", "volatile", "incompat/volatile"],
+        );
+    }
+    assert!(stage.mounts().is_empty());
+    fs::remove_dir_all(stage.path(".u.work/work/incompat/volatile")).unwrap();
+    // As of fuse-overlayfs, no mark.
+    stage.ok(&["mount", "-o", "fsync=0", "a", "u", "m"]);
+    assert!(!mark.exists() && stage.path("m/new").exists());
     stage.ok(&["umount", "m"]);
 }
 

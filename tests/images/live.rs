@@ -23,7 +23,7 @@ fn mounts_are_listed_while_they_live() {
     let mut union = Union::new(2).with_init().option("metacopy=on").mounted();
     let mnt = union.mnt();
     let state = listed(&mnt).unwrap();
-    assert_eq!(state["pid"], daemon_of(&mnt).unwrap());
+    assert_eq!((&state["pid"], &state["live"]), (&daemon_of(&mnt).unwrap().into(), &true.into()));
     assert_eq!(state["upper"], union.upper("").canonicalize().unwrap().to_str().unwrap());
     assert_eq!(state["lowers"].as_array().unwrap().len(), 2);
     assert_eq!(state["options"], serde_json::json!(["metacopy=on"]));
@@ -48,10 +48,17 @@ fn what_a_killed_daemon_leaves_is_removed() {
     assert!(
         wait_for(std::time::Duration::from_secs(10), || !Path::new(&format!("/proc/{pid}/root")).exists())
     );
+    // As long as it is mounted, it is listed.
+    let state = listed(&union.mnt()).unwrap();
+    assert_eq!((&state["pid"], &state["live"]), (&pid.into(), &false.into()));
+    let table = run(env!("CARGO_BIN_EXE_unionfs"), &["list".as_ref()]);
+    let mnt = union.mnt().canonicalize().unwrap_or(union.mnt()).to_str().unwrap().to_owned();
+    let line = table.lines().find(|line| line.starts_with(&format!("{mnt} ")));
+    assert!(line.is_some_and(|line| line.contains(" dead ")), "{table}");
+    union.unmount();
     // Another test may have looked as well.
     assert_eq!(listed(&union.mnt()), None);
     assert!(!files.iter().any(exists));
-    union.unmount();
 }
 
 #[test]
