@@ -1,6 +1,7 @@
 //! `unionfs commit --freeze`: the upper of a live mount becomes a lower, and an empty one takes its place.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -86,6 +87,9 @@ pub fn run(args: &FreezeArgs, mountpoint: &Path) -> Outcome<Frozen> {
     loop {
         let answer = match control::freeze(&recorded.socket(), &next) {
             Ok(answer) => answer,
+            Err(e) if is_unheard(e.kind()) => {
+                return Err(refused(format!("was not frozen: its process does not answer: {e}")));
+            }
             Err(e) => {
                 // It may have been frozen, or be so yet: the new directories are not ours to remove.
                 made.keep();
@@ -114,6 +118,12 @@ pub fn run(args: &FreezeArgs, mountpoint: &Path) -> Outcome<Frozen> {
     let writers = ask(control::WRITERS).ok().and_then(|text| serde_json::from_str(&text).ok());
     let state = state.frozen(&next.upper.path, &next.work.path);
     Ok(Frozen { before, state, writers: writers.unwrap_or_default() })
+}
+
+/// Whether a request has not reached the mount, or was not understood.
+fn is_unheard(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{ConnectionRefused, InvalidData, NotFound, PermissionDenied};
+    matches!(kind, ConnectionRefused | InvalidData | NotFound | PermissionDenied)
 }
 
 fn busy(writers: &[Writer]) -> String {

@@ -189,11 +189,11 @@ fn invalid(answer: &str) -> io::Error {
 /// Asks a mount to freeze its upper.
 ///
 /// # Errors
-/// As for [`ask`].
+/// As for [`ask`]; `UnexpectedEof` when the answer is not whole, so that nothing is known.
 pub fn freeze(path: &Path, next: &Next) -> io::Result<Answer> {
     let request = format!("{FREEZE} {}", serde_json::to_string(next)?);
     let text = ask_for(path, &request, LONG_PATIENCE)?;
-    serde_json::from_str(&text).map_err(|_| invalid(&text))
+    serde_json::from_str(&text).map_err(|_| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// Asks a mount.
