@@ -28,7 +28,7 @@ const MOST_BYTES: u64 = 4 << 20;
 /// So many files that are in memory mean that all are.
 const KNOWN_FILES: i64 = 4;
 /// `cachestat(2)`, the same on all architectures.
-const SYS_CACHESTAT: libc::c_long = 451;
+pub(super) const SYS_CACHESTAT: libc::c_long = 451;
 
 /// Watches how long one directory after the other takes.
 #[derive(Debug)]

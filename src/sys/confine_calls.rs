@@ -49,6 +49,7 @@ pub(super) const ALLOWED: &[libc::c_long] = &[
     libc::SYS_splice,
     libc::SYS_fadvise64,
     libc::SYS_readahead,
+    super::ahead::SYS_CACHESTAT,
     libc::SYS_name_to_handle_at,
     libc::SYS_flock,
     libc::SYS_fcntl,
