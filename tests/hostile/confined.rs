@@ -25,8 +25,18 @@ fn of_threads(union: &Union, field: &str) -> Vec<String> {
         .collect()
 }
 
+/// What the kernel's log says that the filter has refused to a process, as far as that may be read.
+fn refused(pid: u32) -> Vec<String> {
+    let log = Command::new("dmesg").output().map(|out| out.stdout).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log).into_owned();
+    let of_it = |l: &&str| l.contains("type=1326") && l.contains(&format!(" pid={pid} "));
+    log.lines().filter(of_it).map(str::to_owned).collect()
+}
+
 fn fill(union: &Union) {
-    put(union.lower(0, "d/f"), "x");
+    for i in 0..100 {
+        put(union.lower(0, format!("d/f{i}")), "x".repeat(3000));
+    }
     for layer in [union.lower(0, ""), union.upper("")] {
         let name = if layer.ends_with("upper") { "upper-true" } else { "lower-true" };
         std::fs::copy("/bin/true", layer.join(name)).unwrap();
@@ -58,6 +68,12 @@ fn all_threads_have_what_serving_takes_and_no_more() {
         for name in ["upper-true", "lower-true"] {
             assert!(Command::new(union.at(name)).status().unwrap().success(), "{name}");
         }
+        // Files that come from the disk one after the other, and whatever else there is to do.
+        std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        use_all(&union.mnt());
+        crate::take_apart(&union.mnt());
+        let pid = daemon_of(&union.mnt()).unwrap();
+        assert_eq!(refused(pid), [""; 0], "the filter lacks calls that serving takes");
         let log = std::fs::read_to_string(log_of(&union)).unwrap_or_default();
         assert!(!log.contains("not filtered") && !log.contains("are kept"), "{log}");
         check_alive(&union);
