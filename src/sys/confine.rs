@@ -38,6 +38,8 @@ fn needed() -> CapabilitySet {
         | CapabilitySet::SYS_PTRACE
         // A better nice value for threads that serve over io_uring.
         | CapabilitySet::SYS_NICE
+        // Whether a file is mapped by a writer, before the upper is frozen (`super::file::is_open_for_writing`).
+        | CapabilitySet::LEASE
 }
 
 /// Gives up the capabilities that are not needed, for good: in all sets of this thread, and of those that it starts.

@@ -8,9 +8,19 @@ use crate::common::{self, Union, daemon_of};
 use crate::{check_alive, log_of, logged, need_ours, use_all};
 
 /// CAP_CHOWN to CAP_FSETID without CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_LINUX_IMMUTABLE, CAP_SYS_PTRACE, CAP_SYS_ADMIN,
-/// CAP_SYS_NICE, CAP_MKNOD, CAP_SETFCAP, CAP_MAC_OVERRIDE, CAP_MAC_ADMIN (`linux/capability.h`).
-const LEFT: u64 =
-    0b1_1111 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 19 | 1 << 21 | 1 << 23 | 1 << 27 | 1 << 31 | 1 << 32 | 1 << 33;
+/// CAP_SYS_NICE, CAP_MKNOD, CAP_SETFCAP, CAP_MAC_OVERRIDE, CAP_MAC_ADMIN, CAP_LEASE (`linux/capability.h`).
+const LEFT: u64 = 0b1_1111
+    | 1 << 6
+    | 1 << 7
+    | 1 << 9
+    | 1 << 19
+    | 1 << 21
+    | 1 << 23
+    | 1 << 27
+    | 1 << 28
+    | 1 << 31
+    | 1 << 32
+    | 1 << 33;
 
 /// A field of all threads of the daemon.
 fn of_threads(union: &Union, field: &str) -> Vec<String> {

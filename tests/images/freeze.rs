@@ -376,3 +376,48 @@ fn a_crash_leaves_a_stack_that_can_be_mounted() {
         }
     }
 }
+
+#[test]
+fn limits_are_for_the_new_upper() {
+    need_unionfs!();
+    let mut union = Union::new(1).option("size=4m");
+    union.mount();
+    let mnt = union.mnt();
+    let fill = |name: &str| std::fs::write(mnt.join(name), vec![7; 3 << 20]);
+    let free = || {
+        let st = rustix::fs::statvfs(&mnt).unwrap();
+        st.f_bfree * st.f_frsize
+    };
+    fill("old").unwrap();
+    let full = fill("more").unwrap_err();
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+    std::fs::remove_file(union.at("more")).unwrap();
+    // One that is still open has no name to be left in the frozen layer, and goes on to count.
+    let open = File::create(union.at("open")).unwrap();
+    open.write_all_at(&[7; 512 << 10], 0).unwrap();
+    std::fs::remove_file(union.at("open")).unwrap();
+    let out = union.freeze();
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(free(), (4 << 20) - (512 << 10));
+    fill("new").unwrap();
+    assert!(fill("more").is_err());
+    drop(open);
+    std::fs::remove_file(union.at("more")).unwrap();
+    std::fs::remove_file(union.at("new")).unwrap();
+    fill("new").unwrap();
+    assert_eq!(get(union.at("old")).len(), 3 << 20);
+}
+
+#[test]
+fn the_mark_of_a_volatile_mount_goes_over() {
+    need_unionfs!();
+    let mut union = Union::new(1).option("volatile");
+    union.mount();
+    put(union.at("f"), "x");
+    let marked = |work: &Path| work.join("work/incompat/volatile/dirty").exists();
+    let json = frozen(&mut union);
+    assert!(json["upper"].is_string());
+    assert!(marked(&union.work("")) && !marked(&union.dir().join("work")));
+    union.unmount();
+    assert!(!marked(&union.work("")));
+}
