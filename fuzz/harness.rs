@@ -21,8 +21,9 @@ use unionfs::merge::listing;
 use unionfs::merge::lookup::{Found, lookup, root};
 use unionfs::merge::lowers::Parts;
 use unionfs::oci::Watch;
-use unionfs::oci::apply::{Wanted, apply};
+use unionfs::oci::apply::apply;
 use unionfs::oci::tar::{Entry, EntryKind, Limits, Writer};
+use unionfs::oci::wanted::Wanted;
 
 /// A directory with something beside that must stay as it is.
 struct Yard(TempDir);

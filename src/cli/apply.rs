@@ -12,10 +12,11 @@ use super::layer_list::split_layers;
 use super::progress::Progress;
 use crate::error::{MountError, Outcome};
 use crate::oci::Watch;
-use crate::oci::apply::{Applied, Wanted, apply};
+use crate::oci::apply::{Applied, apply};
 use crate::oci::digest::Digest;
 use crate::oci::ids::IdMap;
 use crate::oci::tar::Limits;
+use crate::oci::wanted::Wanted;
 
 /// Arguments of `apply`.
 #[derive(Debug, clap::Args)]

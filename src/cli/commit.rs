@@ -13,9 +13,9 @@ use super::live::{self, Moment};
 use super::progress::Progress;
 use crate::error::{MountError, Outcome};
 use crate::oci::Watch;
+use crate::oci::change::{Change, Upper};
 use crate::oci::codec::{Compression, Encoded, Encoder};
 use crate::oci::commit::{self, Written};
-use crate::oci::delta::{Change, Upper};
 
 /// Arguments of `commit`.
 #[derive(Debug, clap::Args)]

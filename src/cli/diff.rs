@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::layers::UpperArgs;
 use crate::error::{MountError, Outcome};
-use crate::oci::delta::{Change, Upper, What};
+use crate::oci::change::{Change, Upper, What};
 
 /// Arguments of `diff`.
 #[derive(Debug, clap::Args)]

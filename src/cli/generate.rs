@@ -6,7 +6,8 @@ use std::path::Path;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
-use super::args::{Args, GenerateArgs};
+use super::args::GenerateArgs;
+use super::command::Args;
 use super::helper;
 use crate::error::MountError;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser};
 
-use super::args::Args;
+use super::command::Args;
 use super::layer_list::Lowers;
 use super::mount::{self, Start};
 use super::options::{self, NamedLayers, Parsed};

@@ -6,8 +6,8 @@ use super::layers::state_of;
 use crate::config::{LayerPaths, Options};
 use crate::error::{MountError, Outcome};
 use crate::inspect::control::{self, Writer};
-use crate::layer::claim::explain;
-use crate::oci::delta::{Change, Upper};
+use crate::layer::located::explain;
+use crate::oci::change::{Change, Upper};
 use crate::sys::place;
 
 /// The changes of a mount.

@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Errno, MountError};
-use crate::layer::claim::explain;
+use crate::layer::located::explain;
 
 /// What is in a work directory once it was used.
 const WORK_PARTS: [&str; 3] = ["work", "index", "gone"];

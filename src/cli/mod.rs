@@ -3,6 +3,7 @@
 mod apply;
 mod args;
 mod check;
+mod command;
 mod commit;
 mod demo;
 mod diff;
@@ -39,19 +40,19 @@ pub fn run() -> ExitCode {
     if helper::is_meant() {
         return end(helper::run());
     }
-    end(match args::Args::read().command {
-        args::Command::Mount(args) => mount::run(args),
-        args::Command::Umount(args) => umount::run(&args),
-        args::Command::Demo => demo::run(),
-        args::Command::Run(args) => return run::run(args),
-        args::Command::Generate(args) => generate::run(&args),
-        args::Command::Apply(args) => apply::run(&args),
-        args::Command::Commit(args) => commit::run(&args),
-        args::Command::Image(args) => image::run(args),
-        args::Command::List(args) => list::run(&args),
-        args::Command::Inspect(args) => inspect::run(&args),
-        args::Command::Diff(args) => diff::run(&args),
-        args::Command::Check(args) => return check::run(&args),
+    end(match command::Args::read().command {
+        command::Command::Mount(args) => mount::run(args),
+        command::Command::Umount(args) => umount::run(&args),
+        command::Command::Demo => demo::run(),
+        command::Command::Run(args) => return run::run(args),
+        command::Command::Generate(args) => generate::run(&args),
+        command::Command::Apply(args) => apply::run(&args),
+        command::Command::Commit(args) => commit::run(&args),
+        command::Command::Image(args) => image::run(args),
+        command::Command::List(args) => list::run(&args),
+        command::Command::Inspect(args) => inspect::run(&args),
+        command::Command::Diff(args) => diff::run(&args),
+        command::Command::Check(args) => return check::run(&args),
     })
 }
 

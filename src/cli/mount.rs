@@ -20,7 +20,7 @@ use crate::format::mountinfo;
 use crate::fuse::mounts;
 use crate::fuse::session::{self, Mounted, Stopper};
 use crate::inspect::state::{self, Recorded};
-use crate::layer::claim;
+use crate::layer::{claim, located};
 use crate::sys::process::{self, Fork};
 
 const UPPER: &str = "upper layer";
@@ -304,7 +304,7 @@ fn choose_work(layers: &mut LayerPaths, made: &mut Made) -> Result<(), MountErro
 
 /// The work directory `.NAME.work` beside the layer `NAME`; both must be on one mount.
 fn sibling(what: &'static str, layer: &Path, advice: &str) -> Result<PathBuf, MountError> {
-    let real = layer.canonicalize().map_err(|e| claim::explain(what, layer, errno(&e)))?;
+    let real = layer.canonicalize().map_err(|e| located::explain(what, layer, errno(&e)))?;
     let beside = match (real.parent(), real.file_name()) {
         (Some(parent), Some(name)) if claim::share_mount(what, parent, &real)? => {
             Some(parent.join(work_name(name)))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::layer_list;
 use crate::error::{Errno, MountError};
-use crate::layer::claim::explain;
+use crate::layer::located::explain;
 use crate::sys::namespace;
 
 /// What a program expects of the system.

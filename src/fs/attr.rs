@@ -38,17 +38,16 @@ impl UnionFs {
         }
         let made = self.up(&node, set.size.map_or(Need::Attributes, |size| Need::Data(Some(size))))?;
         let _still = node.hold_still();
-        if let Some(size) = set.size {
-            match &made {
-                // It has this size already.
-                Some(fd) => self.clear_setid(caller, &node, fd, || caller.keeps_setid()).map(drop)?,
-                None => self.truncate(caller, &node, size, fh)?,
-            }
-        }
-        let fd = match made {
-            Some(fd) => Arc::new(fd),
-            None => node.refer(self.index())?,
+        // Before anything is changed: who gets an error has changed nothing.
+        let (fd, has_size) = match made {
+            Some(fd) => (Arc::new(fd), true),
+            None => (node.refer(self.index())?, false),
         };
+        match set.size {
+            Some(_) if has_size => drop(self.clear_setid(caller, &node, &*fd, || caller.keeps_setid())?),
+            Some(size) => self.truncate(caller, &node, size, fh)?,
+            None => {}
+        }
         self.set_owner(caller, &node, &fd, set)?;
         if (set.atime, set.mtime) != (SetTime::Keep, SetTime::Keep) {
             file::utimes_fd(&*fd, set.atime, set.mtime)?;

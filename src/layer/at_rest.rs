@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Errno, MountError, Outcome, Result};
-use crate::layer::claim::{UPPER, WORK, explain, open_one};
 use crate::layer::dir::Dir;
 use crate::layer::fd_cache::FdCache;
+use crate::layer::located::{UPPER, WORK, explain, open_one};
 use crate::layer::lock;
 use crate::layer::upper::Writable;
 use crate::sys::file;

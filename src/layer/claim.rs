@@ -6,22 +6,15 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::config::{LayerPaths, MAX_LOWERS};
-use crate::error::{Errno, MountError, errno};
+use crate::config::LayerPaths;
+use crate::error::{MountError, errno};
+use crate::layer::located::{Directories, Located, MOUNT_POINT, Opened, UPPER, explain, open};
 use crate::layer::lock::{lock, patience, refuse_marked};
 use crate::layer::stack::LayerFds;
 use crate::sys::mount;
-use crate::sys::place::{self, FileId, Place, Places};
-
-const LOWER: &str = "lower layer";
-const DATA: &str = "data-only layer";
-pub(super) const UPPER: &str = "upper layer";
-const INIT: &str = "init layer";
-pub(super) const WORK: &str = "work directory";
-const INIT_WORK: &str = "work directory of the init layer";
-const MOUNT_POINT: &str = "mount point";
+use crate::sys::place::{self, FileId, Place};
 
 /// Proof that the layers of a mount are usable, and the locks on its writable directories: another
 /// mount cannot claim them until this is dropped.
@@ -32,31 +25,6 @@ pub struct Claim {
     /// Descriptors of the locked directories. A lock belongs to the open file description, so it stays
     /// as long as one of these or of their copies in `fds` is open.
     _locks: Vec<OwnedFd>,
-}
-
-/// The directories of a mount by role.
-#[derive(Debug)]
-pub(super) struct Directories<T> {
-    pub(super) lowers: Vec<T>,
-    pub(super) data: Vec<T>,
-    pub(super) init: Option<T>,
-    pub(super) upper: Option<T>,
-    work: Option<T>,
-    init_work: Option<T>,
-}
-
-/// A directory that was found.
-#[derive(Debug, Clone)]
-pub(super) struct Located {
-    pub(super) what: &'static str,
-    pub(super) path: PathBuf,
-    place: Place,
-}
-
-#[derive(Debug)]
-pub(super) struct Opened {
-    pub(super) at: Located,
-    pub(super) fd: OwnedFd,
 }
 
 impl Claim {
@@ -92,38 +60,6 @@ impl Claim {
             }
         }
         Ok(())
-    }
-}
-
-impl<T> Directories<T> {
-    fn writable(&self) -> impl Iterator<Item = &T> {
-        [&self.upper, &self.work, &self.init, &self.init_work].into_iter().flatten()
-    }
-
-    /// The directories that are never changed.
-    fn read_only(&self) -> impl Iterator<Item = &T> {
-        self.lowers.iter().chain(&self.data)
-    }
-
-    pub(super) fn map<U>(&self, mut f: impl FnMut(&T) -> U) -> Directories<U> {
-        Directories {
-            lowers: self.lowers.iter().map(&mut f).collect(),
-            data: self.data.iter().map(&mut f).collect(),
-            init: self.init.as_ref().map(&mut f),
-            upper: self.upper.as_ref().map(&mut f),
-            work: self.work.as_ref().map(&mut f),
-            init_work: self.init_work.as_ref().map(&mut f),
-        }
-    }
-}
-
-impl Located {
-    fn name(&self) -> String {
-        format!("the {} {}", self.what, self.path.display())
-    }
-
-    pub(super) fn error(&self, reason: impl Into<String>) -> MountError {
-        MountError::path(self.what, &self.path, reason)
     }
 }
 
@@ -200,51 +136,6 @@ pub fn share_mount(what: &'static str, a: &Path, b: &Path) -> Result<bool, Mount
         place::place(&fd).map_err(complain)
     };
     Ok(place(a)?.shares_mount(&place(b)?))
-}
-
-/// A sentence for an error that opening a directory gave.
-pub fn explain(what: &'static str, path: &Path, errno: Errno) -> MountError {
-    let reason = match errno {
-        Errno::NOENT if what == UPPER || what == MOUNT_POINT => {
-            "does not exist; create it, or let --create do so".into()
-        }
-        Errno::NOENT => "does not exist; create it or correct the path".into(),
-        Errno::NOTDIR => "is not a directory; name a directory".into(),
-        Errno::ACCESS | Errno::PERM => {
-            "may not be entered by this user; change its mode or run as root".into()
-        }
-        Errno::LOOP => "has too many symbolic links on the way; name the directory itself".into(),
-        Errno::ROFS => "is on a read-only filesystem; choose a writable one".into(),
-        Errno::NOTCONN => "is or lies in a mount whose daemon is dead; unmount that first".into(),
-        Errno::MFILE | Errno::NFILE => "cannot be opened: raise the limit of open files (ulimit -n)".into(),
-        other => format!("cannot be used: {other}"),
-    };
-    MountError::path(what, path, reason)
-}
-
-pub(super) fn open(layers: &LayerPaths) -> Result<Directories<Opened>, MountError> {
-    let count = layers.lowers.len() + layers.data.len();
-    if layers.lowers.is_empty() || count > MAX_LOWERS {
-        let reason = format!("{count} lower layers are named; name 1 to {MAX_LOWERS}");
-        return Err(MountError::option("LOWER", reason));
-    }
-    let mut places = Places::default();
-    let mut one = |what, path: &PathBuf| open_one(what, path, &mut places);
-    Ok(Directories {
-        lowers: layers.lowers.iter().map(|p| one(LOWER, p)).collect::<Result<_, _>>()?,
-        data: layers.data.iter().map(|p| one(DATA, p)).collect::<Result<_, _>>()?,
-        init: layers.init.as_ref().map(|p| one(INIT, p)).transpose()?,
-        upper: layers.upper.as_ref().map(|p| one(UPPER, p)).transpose()?,
-        work: layers.work.as_ref().map(|p| one(WORK, p)).transpose()?,
-        init_work: layers.init_work.as_ref().map(|p| one(INIT_WORK, p)).transpose()?,
-    })
-}
-
-pub(super) fn open_one(what: &'static str, path: &Path, places: &mut Places) -> Result<Opened, MountError> {
-    let complain = |e| explain(what, path, e);
-    let fd = place::open_named_dir(path).map_err(complain)?;
-    let place = places.find(&fd).map_err(complain)?;
-    Ok(Opened { at: Located { what, path: path.to_owned(), place }, fd })
 }
 
 /// How `a` lies to `b`, if they overlap: "is also", "lies inside", and "contains" if that counts.
@@ -367,6 +258,10 @@ fn hold_by_clones(opened: &mut Directories<Opened>) -> Vec<OwnedFd> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::path::PathBuf;
+
+    use crate::config::MAX_LOWERS;
+    use crate::layer::located::WORK;
 
     struct Tree {
         dir: tempfile::TempDir,

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::claim::{Opened, explain};
+use super::located::{Opened, explain};
 use super::volatile;
 use crate::error::{Errno, MountError, errno};
 use crate::sys::place;

@@ -4,7 +4,8 @@ use std::os::fd::OwnedFd;
 
 use crate::config::LayerPaths;
 use crate::error::{MountError, Outcome};
-use crate::layer::claim::{check_stacking, open};
+use crate::layer::claim::check_stacking;
+use crate::layer::located::open;
 use crate::layer::stack::LayerFds;
 
 /// The upper, its init layer, and the layers below.

@@ -6,6 +6,7 @@ pub mod claim;
 pub mod dir;
 pub mod fd_cache;
 pub mod identity;
+pub mod located;
 mod lock;
 pub mod look;
 pub mod marks;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::LayerPaths;
 use crate::error::{Errno, MountError, Outcome, errno};
-use crate::layer::claim::explain;
+use crate::layer::located::explain;
 use crate::sys::place::{self, FileId, Place};
 
 const UPPER: &str = "new upper layer";

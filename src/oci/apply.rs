@@ -16,14 +16,14 @@ use rustix::fs::RenameFlags;
 use super::ahead::{self, Ahead};
 use super::codec::{Compression, Decoder};
 use super::digest::{Digest, Digesting};
-use super::ids::IdMap;
-use super::tar::{Fault, Limits, Reader};
+use super::tar::{Fault, Reader};
 use super::unpack::Unpack;
+use super::wanted::Wanted;
 use super::{Watch, Watched};
 use crate::config::Options;
 use crate::error::{Errno, MountError, Outcome, errno};
-use crate::layer::claim::explain;
 use crate::layer::fd_cache::FdCache;
+use crate::layer::located::explain;
 use crate::layer::stack::{LayerFds, Stack};
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
@@ -31,29 +31,6 @@ use crate::sys::cred::Caller;
 use crate::sys::{file, place};
 
 const TARGET: &str = "directory";
-
-/// How a layer is to be applied.
-#[derive(Debug, Default)]
-pub struct Wanted {
-    /// The digest of the archive as it is, compressed or not.
-    pub digest: Option<Digest>,
-    /// The digest of the archive without compression.
-    pub diff_id: Option<Digest>,
-    /// How much it may ask for.
-    pub limits: Limits,
-    /// Owners on this machine.
-    pub uids: IdMap,
-    /// Groups on this machine.
-    pub gids: IdMap,
-    /// Keep owners, modes and device numbers in attributes, as an unprivileged user can
-    /// (`user.containers.override_stat`).
-    pub rootless: bool,
-    /// Private attributes in `user.overlay.`; `None`: what is permitted.
-    pub userxattr: Option<bool>,
-    /// Layers below, topmost first: for hardlinks to their files, and for the attributes of directories that the
-    /// archive does not mention.
-    pub lowers: Vec<PathBuf>,
-}
 
 /// What was applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

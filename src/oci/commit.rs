@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, major, minor};
 
 use super::attributes::{Xattrs, of_dir, of_entry};
-use super::delta::{Change, What, open_data, unreadable};
+use super::change::{Change, What, open_data, unreadable};
 use super::links::identity;
 use super::tar::{Entry, EntryKind, Writer};
 use super::{Watch, Watched};
@@ -137,7 +137,7 @@ impl<W: Write> Layer<'_, W> {
             What::Other(other) if other.stat.kind() == FileType::Socket => {
                 self.written.left_out.push(change.path.clone());
                 // What it hides must stay hidden.
-                if change.kind == Some(super::delta::Kind::Changed) {
+                if change.kind == Some(super::change::Kind::Changed) {
                     self.whiteout(&change.path)
                 } else {
                     Ok(())

@@ -9,10 +9,11 @@ use oci_spec::image::{
 use serde::Deserialize;
 
 use super::Watch;
-use super::apply::{Wanted, apply};
+use super::apply::apply;
 use super::codec::Compression;
 use super::digest::Digest;
 use super::store::{Store, descriptor, diff_ids, digest_of, name_of};
+use super::wanted::Wanted;
 use crate::error::{MountError, Outcome};
 
 /// How deep indexes may refer to indexes.

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::delta::{Change, Kind, Upper, What, same, unreadable};
+use super::change::{Change, Kind, Upper, What, same, unreadable};
 use crate::error::{MountError, Outcome, Result};
 use crate::format::names::Mark;
 use crate::format::nlink::{Base, NlinkDiff};

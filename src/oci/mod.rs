@@ -4,9 +4,10 @@
 mod ahead;
 pub mod apply;
 pub mod attributes;
+pub mod change;
 pub mod codec;
 pub mod commit;
-pub mod delta;
+mod delta;
 pub mod digest;
 pub mod export;
 pub mod ids;
@@ -15,6 +16,7 @@ mod links;
 pub mod store;
 pub mod tar;
 mod unpack;
+pub mod wanted;
 
 use std::io::{self, Read};
 

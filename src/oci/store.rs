@@ -18,8 +18,9 @@ use oci_spec::image::{
 };
 
 use super::Watch;
-use super::apply::{Wanted, apply};
+use super::apply::apply;
 use super::digest::{Digest, Digesting};
+use super::wanted::Wanted;
 use crate::error::{MountError, Outcome};
 use crate::sys::place;
 

@@ -9,10 +9,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use rustix::fs::{FileType, OFlags, XattrFlags, makedev};
 
-use super::apply::Wanted;
 use super::attributes::{Xattrs, of_entry};
-use super::delta::open_data;
+use super::change::open_data;
 use super::tar::{Entry, EntryKind, Fault};
+use super::wanted::Wanted;
 use crate::config::Permissions;
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Mark};

@@ -1,6 +1,10 @@
 //! What readers and writers of one file see of each other.
 
+use std::process::Command;
+
+use crate::common::Union;
 use crate::common::files::put;
+use crate::trace::{Trace, no_strace};
 use crate::{agree, need_unionfs, python};
 
 #[test]
@@ -124,4 +128,33 @@ print(len(data), data.count(b'w'), data.count(b'm'), data.count(b'a'), m[:] == d
             )
         },
     );
+}
+
+#[test]
+fn a_truncation_that_fails_truncates_nothing() {
+    need_unionfs!();
+    if no_strace() {
+        return;
+    }
+    let u = Union::new(1);
+    put(u.lower(0, "f"), "x".repeat(1000));
+    let u = u.mounted();
+    // In the upper already.
+    put(u.at("f"), "x".repeat(1000));
+    let mut failed = 0;
+    for nth in 1..8 {
+        let inject = format!("inject=openat:error=EMFILE:when={nth}");
+        let trace = Trace::with(&u, &["-e", "trace=openat", "-e", &inject]);
+        let script = "import os, sys; os.truncate(sys.argv[1], 10)";
+        let done = Command::new("python3").args(["-c", script]).arg(u.at("f")).output().unwrap();
+        trace.end();
+        assert_eq!(
+            u.upper("f").metadata().unwrap().len(),
+            if done.status.success() { 10 } else { 1000 },
+            "{nth}"
+        );
+        failed += u32::from(!done.status.success());
+        put(u.at("f"), "x".repeat(1000));
+    }
+    assert!(failed > 0, "nothing was disturbed");
 }

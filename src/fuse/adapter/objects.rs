@@ -49,8 +49,11 @@ impl Within<'_> {
         let given: wire::SetattrIn = request.fixed()?;
         let fh = (given.valid & fattr::FH != 0).then_some(given.fh);
         let set = convert::set_attr(&given);
-        let attr = self.fs.setattr(&request.caller(0), request.header.nodeid, &set, fh)?;
-        body.put(&self.ttl.attr(&attr))
+        let ino = request.header.nodeid;
+        let attr = self.fs.setattr(&request.caller(0), ino, &set, fh);
+        // What was done before the error counts, by all names of the object.
+        self.forget_attributes_if(attr.is_err(), ino);
+        body.put(&self.ttl.attr(&attr?))
     }
 
     pub(super) fn readlink(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
