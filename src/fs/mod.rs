@@ -15,6 +15,7 @@ mod lookup;
 mod open;
 mod owner;
 mod quota;
+mod relief;
 mod remove;
 mod rename;
 pub mod snapshot;
@@ -47,6 +48,7 @@ pub use crate::sys::flags::Extended;
 pub use freeze::{Refused, Writer};
 
 pub use quota::{Quota, Usage};
+use relief::Relief;
 
 /// Inode number of the root, as FUSE fixes it.
 pub const ROOT: u64 = 1;
@@ -127,6 +129,7 @@ pub struct UnionFs {
     /// Times without a part of a second are shown one nanosecond later.
     for_comparison: bool,
     copied: Copied,
+    relief: Relief,
 }
 
 /// What was copied up so far.
@@ -182,6 +185,7 @@ impl UnionFs {
             static_nlink: options.static_nlink,
             for_comparison,
             copied: Copied::default(),
+            relief: Relief::default(),
         })
     }
 

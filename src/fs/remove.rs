@@ -81,7 +81,7 @@ impl UnionFs {
                 && self.stack.is_writable()
                 && !hidden_below(&self.stack, &parent.parts()?, holder, name)?;
             if alone {
-                let pinned = node.pin(None)?;
+                let pinned = self.pin(&node)?;
                 let losing = self.losing(&node)?;
                 match self.writable(&parent, holder)?.rmdir(name) {
                     Ok(()) => {
@@ -104,7 +104,7 @@ impl UnionFs {
                 continue;
             }
             self.check_removable(&node, holder)?;
-            let pinned = node.pin(None)?;
+            let pinned = self.pin(&node)?;
             let losing = self.losing(&node)?;
             self.take_name(&parent, name, holder, true)?;
             losing.into_iter().for_each(Losing::done);
@@ -140,9 +140,20 @@ impl UnionFs {
         name: &OsStr,
     ) -> Result<Option<Arc<OwnedFd>>> {
         let layer = node.layer();
-        let other_name = node
-            .with(|s| s.indexed.is_some() || s.links.iter().any(|l| l.layer == layer && !l.is(parent, name)));
-        if other_name || !self.table.is_held(node.ino) { Ok(None) } else { node.pin(self.index()).map(Some) }
+        // Its names are counted by what it refers to.
+        let indexed = node.with(|s| s.indexed.is_some());
+        let other_name = || node.with(|s| s.links.iter().any(|l| l.layer == layer && !l.is(parent, name)));
+        if !indexed && (other_name() || !self.table.is_held(node.ino)) {
+            return Ok(None);
+        }
+        self.pin(node).map(Some)
+    }
+
+    /// A descriptor to keep for an object that loses its name.
+    pub(super) fn pin(&self, node: &Node) -> Result<Arc<OwnedFd>> {
+        let pinned = node.pin(self.index())?;
+        self.relief.note(&pinned);
+        Ok(pinned)
     }
 
     /// Removes the entry `name`, held by layer `holder`, from the tree.
@@ -173,7 +184,7 @@ impl UnionFs {
             return;
         }
         if let Some(indexed) = node.with(|s| s.indexed.clone()) {
-            if let Err(e) = self.lost_indexed(node, indexed, holder) {
+            if let Err(e) = self.lost_indexed(node, indexed, holder, pinned) {
                 tracing::warn!("the number of names of a hardlink is not known: {e}");
             }
             return;
@@ -195,8 +206,14 @@ impl UnionFs {
         });
     }
 
-    fn lost_indexed(&self, node: &Node, indexed: Indexed, holder: LayerId) -> Result<()> {
-        let fd = node.pin(self.index())?;
+    fn lost_indexed(
+        &self,
+        node: &Node,
+        indexed: Indexed,
+        holder: LayerId,
+        pinned: Option<Arc<OwnedFd>>,
+    ) -> Result<()> {
+        let fd = pinned.map_or_else(|| self.pin(node), Ok)?;
         // A real name is gone together with the union's, or only the union's.
         let change = if self.stack.in_place(holder) { 0 } else { -1 };
         // What is recorded counts: the node may be newer than what it was made from.

@@ -216,7 +216,7 @@ impl UnionFs {
         let whiteout = self.is_init(layer) || hidden_below(&self.stack, &from.parts()?, layer, name)?;
         let _count = target.map(|t| t.node.counting.lock());
         let kept = match target {
-            Some(t) if t.node.is_dir() => Some(t.node.pin(None)?),
+            Some(t) if t.node.is_dir() => Some(self.pin(&t.node)?),
             Some(t) => self.keep_object(&t.node, to, new_name)?,
             None => None,
         };

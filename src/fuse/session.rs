@@ -29,6 +29,7 @@ use crate::sys::confine;
 use crate::sys::cred;
 use crate::sys::fuse::Device;
 use crate::sys::mount::FuseMount;
+use crate::sys::scheduling;
 
 /// The source in the mount table unless `fsname=` says otherwise.
 const DEFAULT_SOURCE: &str = "unionfs";
@@ -122,10 +123,12 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
             .ok(),
         false => None,
     };
+    // All threads come from this one.
+    let alone = agreed.ring && scheduling::has_group_of_its_own() && scheduling::step_back().is_ok();
     let adapter = Adapter::new(Arc::clone(&gate), Arc::clone(&device), agreed.passthrough, &options);
     let report = Report::new(Arc::clone(&gate), adapter.stats(), agreed);
     let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
-    let workers = Workers { adapter: Arc::new(adapter), device, threads };
+    let workers = Workers { adapter: Arc::new(adapter), device, threads, alone };
     if options.private
         && let Err(e) = sys::mount::make_private(&at)
     {

@@ -40,6 +40,8 @@ pub struct Workers {
     pub device: Arc<Device>,
     /// How many threads there may be: in all for the device, for each CPU for rings.
     pub threads: usize,
+    /// They have stepped back from others ([`crate::sys::scheduling::step_back`]).
+    pub alone: bool,
 }
 
 /// The workers of some queues.
@@ -148,7 +150,9 @@ impl Workers {
                 only.set(cpu);
                 // Elsewhere it is slower, and right as well.
                 let _ = rustix::thread::sched_setaffinity(None, &only);
-                favour_this_thread();
+                if !crew.alone {
+                    favour_this_thread();
+                }
             }
             let ring = Ring::new(crew.device.clone(), &team.queues, MAX_WRITE)
                 .and_then(|mut ring| ring.register().map(|()| ring));
@@ -221,7 +225,8 @@ impl Workers {
     }
 }
 
-/// Gives this thread a bit more weight than those that it serves have, where that is permitted.
+/// Gives this thread a bit more weight than those that it serves have, where that is permitted: for callers in its own
+/// scheduling group.
 ///
 /// Who waits for a request then has used more of his share of the CPU than we have of ours, and the scheduler (EEVDF,
 /// Linux 6.12) keeps his place on it. Otherwise he is woken on an idle CPU, which takes much longer than the request.

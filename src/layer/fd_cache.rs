@@ -52,6 +52,17 @@ impl FdCache {
         drop(dropped);
     }
 
+    /// Drops all; they are opened again when they are needed.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            let mut cache = shard.lock();
+            let capacity = cache.cap();
+            let dropped = std::mem::replace(&mut *cache, LruCache::new(capacity));
+            drop(cache);
+            drop(dropped);
+        }
+    }
+
     /// How many descriptors are open in the cache.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|s| s.lock().len()).sum()

@@ -21,7 +21,7 @@ use crate::layer::work::WorkDir;
 use crate::layer::{marks, owner, volatile};
 use crate::sys::file::{self, Stat};
 use crate::sys::xattr::Target;
-use crate::sys::{cred, mount, place};
+use crate::sys::{cred, mount, place, process};
 
 /// The upper's place in a writable stack that was just put together. Later it is [`Stack::upper`].
 pub const UPPER: LayerId = 0;
@@ -93,8 +93,7 @@ pub struct Stack {
 
 /// Directory descriptors kept open at most, by a limit of open files.
 fn fd_budget() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
-    usize::try_from(limit / 4).unwrap_or(16_384).clamp(64, 16_384)
+    usize::try_from(process::open_files() / 4).unwrap_or(16_384).clamp(64, 16_384)
 }
 
 impl Stack {
@@ -421,6 +420,11 @@ impl Stack {
     /// How many descriptors of directories are kept open.
     pub fn open_directories(&self) -> usize {
         self.cache.len()
+    }
+
+    /// Closes the descriptors of directories that nobody uses right now. They are opened again when needed.
+    pub fn close_directories(&self) {
+        self.cache.clear();
     }
 
     /// Inode numbers of the union.

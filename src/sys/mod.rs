@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod place;
 pub mod process;
 pub mod ring;
+pub mod scheduling;
 pub mod xattr;
 
 use std::ffi::{OsStr, OsString};

@@ -35,7 +35,7 @@ pub struct Reporter {
 const READY: u8 = b'+';
 const FAILED: u8 = b'-';
 
-/// Splits off a daemon: in a process group of its own, with umask 0 and without inherited descriptors but the standard
+/// Splits off a daemon: in a session of its own, with umask 0 and without inherited descriptors but the standard
 /// ones. To be called while the process has one thread only.
 ///
 /// # Errors
@@ -43,10 +43,9 @@ const FAILED: u8 = b'-';
 pub fn fork() -> Result<Fork> {
     let fork = split()?;
     if let Fork::Child(reporter) = &fork {
-        // Out of reach of the terminal's signals. Not a session of its own: the scheduler may put each session
-        // into a group (autogroups, sched(7)), and who is served from within his own group stays on his CPU when
-        // he is answered.
-        rustix::process::setpgid(None, None)?;
+        // Out of reach of the terminal, and in a scheduling group of its own where sessions are such groups
+        // ([`super::scheduling`]).
+        rustix::process::setsid()?;
         rustix::process::umask(Mode::empty());
         close_all_but(&reporter.pipe);
     }
@@ -215,6 +214,12 @@ pub fn raise_open_files() {
     // Lower than asked for is no reason not to mount.
     let _ =
         rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+}
+
+/// How many files the process may have open.
+pub fn open_files() -> u64 {
+    const UNLIMITED: u64 = 1 << 20;
+    rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(UNLIMITED)
 }
 
 /// The numbers of a user and a group that stand for those without a place in a map

@@ -1,7 +1,10 @@
 //! Long names and paths.
 
-use crate::common::files::{dir, put};
-use crate::{agree, need_unionfs, python};
+use std::process::Command;
+
+use crate::common::files::{dir, list, put};
+use crate::common::{Union, daemon_of, is_mounted, text};
+use crate::{MOUNTS, agree, need_unionfs, python};
 
 #[test]
 fn names_and_paths_at_their_limits() {
@@ -47,4 +50,61 @@ print(attempt(os.symlink, 'y' * 4095, 's'), attempt(lambda: len(os.readlink('s')
             )
         },
     );
+}
+
+/// Removed files hold a descriptor each until the kernel forgets them, and who removes many at once is faster than
+/// that: others got EMFILE, and directories were left with files in them.
+#[test]
+fn descriptors_suffice_for_those_who_remove() {
+    const LIMIT: usize = 300;
+    need_unionfs!();
+    for options in MOUNTS {
+        let mut u = Union::new(2);
+        u.set_options(options);
+        for i in 0..600 {
+            put(u.lower(i % 2, format!("lower/f{i}")), "x");
+            dir(u.lower(i % 2, format!("dirs/d{i}/d")));
+        }
+        // Without the capability that lets the daemon raise its limit.
+        let command = u.command();
+        let out = Command::new("prlimit")
+            .arg(format!("--nofile={LIMIT}:{LIMIT}"))
+            .args(["setpriv", "--bounding-set=-sys_resource"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .output()
+            .unwrap();
+        assert!(out.status.success() && is_mounted(&u.mnt()), "{}", text(&out));
+        let limits =
+            std::fs::read_to_string(format!("/proc/{}/limits", daemon_of(&u.mnt()).unwrap())).unwrap();
+        let line = limits.lines().find(|l| l.starts_with("Max open files")).unwrap();
+        assert_eq!(line.split_whitespace().nth(3), Some("300"), "{line}");
+        std::thread::scope(|scope| {
+            for worker in 0..8 {
+                let root = u.mnt();
+                scope.spawn(move || {
+                    let own = root.join(format!("own{worker}"));
+                    for _ in 0..2 {
+                        dir(&own);
+                        put(own.join("file"), "x");
+                        for i in 0..200 {
+                            std::os::unix::fs::symlink("target", own.join(format!("s{i}"))).unwrap();
+                            std::fs::hard_link(own.join("file"), own.join(format!("h{i}"))).unwrap();
+                            dir(own.join(format!("d{i}")));
+                        }
+                        std::fs::remove_dir_all(&own).unwrap();
+                    }
+                    for i in (worker..600).step_by(8) {
+                        std::fs::remove_file(root.join(format!("lower/f{i}"))).unwrap();
+                        std::fs::rename(root.join(format!("dirs/d{i}/d")), root.join(format!("d{i}")))
+                            .unwrap();
+                        std::fs::remove_dir(root.join(format!("d{i}"))).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(list(u.at("lower")), [""; 0]);
+        u.unmount();
+        assert_eq!(list(u.work("work")), [""; 0], "left in the work directory");
+    }
 }

@@ -8,6 +8,7 @@ use std::ops::Deref;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
@@ -24,6 +25,12 @@ use crate::fs::gate::Gate;
 use crate::fs::{Attr, Backing, UnionFs};
 use crate::sys::cred;
 use crate::sys::fuse::{BackingFile, Device};
+
+/// How long to wait, each time that a request fails for want of descriptors: removed files hold one each until the
+/// kernel forgets them.
+const PAUSES_MS: [u64; 7] = [1, 4, 16, 32, 64, 128, 256];
+/// How long who removes waits while removed files hold many descriptors.
+const FORGOTTEN_SOON: Duration = Duration::from_millis(10);
 
 /// Serves the kernel's requests from a [`UnionFs`].
 #[derive(Debug)]
@@ -75,23 +82,40 @@ impl Adapter {
             unique = header.unique,
             "request"
         );
-        let mut body = Body::new(room);
-        // What a panic may have left half done is the state behind the core's locks, which do not
-        // poison: the next request sees it, as it would after an error at the same place.
-        let result =
-            catch_unwind(AssertUnwindSafe(|| self.within(&self.gate.enter()).run(op, request, &mut body)))
-                .unwrap_or_else(|_| {
-                    tracing::error!(op = op.name(), "a request handler panicked; answering EIO");
-                    Err(Errno::IO)
-                });
+        let mut result = self.attempt(op, request, room);
+        // What fails for want of descriptors has changed nothing, so it can be tried again.
+        let mut pauses = PAUSES_MS.into_iter();
+        while let Err(Errno::MFILE | Errno::NFILE) = result
+            && let Some(pause) = pauses.next()
+        {
+            self.gate.enter().close_directories();
+            thread::sleep(Duration::from_millis(pause));
+            result = self.attempt(op, request, room);
+        }
+        if matches!(op, Op::Unlink | Op::Rmdir | Op::Rename | Op::Rename2) && self.gate.enter().runs_short() {
+            thread::sleep(FORGOTTEN_SOON);
+        }
         match result {
             _ if matches!(op, Op::Forget | Op::BatchForget) => Outcome::Silent,
-            Ok(()) => Outcome::Done(body.len()),
+            Ok(length) => Outcome::Done(length),
             Err(err) => {
                 tracing::trace!(op = op.name(), %err, "request failed");
                 Outcome::Failed(err)
             }
         }
+    }
+
+    /// Gives the length of the answer.
+    fn attempt(&self, op: Op, request: &Request<'_>, room: &mut [u8]) -> Result<usize> {
+        let mut body = Body::new(room);
+        // What a panic may have left half done is the state behind the core's locks, which do not
+        // poison: the next request sees it, as it would after an error at the same place.
+        catch_unwind(AssertUnwindSafe(|| self.within(&self.gate.enter()).run(op, request, &mut body)))
+            .unwrap_or_else(|_| {
+                tracing::error!(op = op.name(), "a request handler panicked; answering EIO");
+                Err(Errno::IO)
+            })
+            .map(|()| body.len())
     }
 
     /// While a request is served.
