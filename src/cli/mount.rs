@@ -104,6 +104,9 @@ pub(super) fn daemon(start: Start, reporter: process::Reporter) -> ! {
             Err(e.into())
         }
     };
+    if let Err(e) = process::leave_session() {
+        tracing::warn!("the daemon stays in the session of its starter: {e}");
+    }
     let result = match told {
         Ok(()) => match log {
             Some(file) => serve(served, Box::new(file)),
@@ -131,7 +134,8 @@ type Statistics = Box<dyn Write + Send>;
 
 /// Serves until the end, and then ends the process' hold on the layers at once.
 fn serve(served: Served, mut statistics: Statistics) -> io::Result<()> {
-    let Served { mounted, mut signals, recorded } = served;
+    let Served { mut mounted, mut signals, recorded } = served;
+    mounted.stand_alone();
     mounted.confine_calls();
     let (stopper, report) = (mounted.stopper(), mounted.report());
     let (ended, at_end) = (recorded.clone(), stopper.clone());

@@ -9,6 +9,7 @@ mod ioctl;
 mod keeper;
 pub mod message;
 pub mod mounts;
+mod movers;
 mod readers;
 pub mod report;
 pub mod session;

@@ -123,12 +123,10 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
             .ok(),
         false => None,
     };
-    // All threads come from this one.
-    let alone = agreed.ring && scheduling::has_group_of_its_own() && scheduling::step_back().is_ok();
     let adapter = Adapter::new(Arc::clone(&gate), Arc::clone(&device), agreed.passthrough, &options);
     let report = Report::new(Arc::clone(&gate), adapter.stats(), agreed);
     let threads = options.threads.unwrap_or_else(|| default_threads(agreed.ring)).max(1);
-    let workers = Workers { adapter: Arc::new(adapter), device, threads, alone };
+    let workers = Workers { adapter: Arc::new(adapter), device, threads, alone: false };
     if options.private
         && let Err(e) = sys::mount::make_private(&at)
     {
@@ -231,6 +229,11 @@ impl Mounted {
         {
             tracing::warn!("privileges that are not needed are kept: {e}");
         }
+    }
+
+    /// Finds out whether this process, which has its final session now, is alone in a scheduling group.
+    pub fn stand_alone(&mut self) {
+        self.workers.alone = self.ring && scheduling::has_group_of_its_own();
     }
 
     /// From now on this process makes no system calls but those that serving takes.

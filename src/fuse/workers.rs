@@ -15,6 +15,7 @@ use zerocopy::IntoBytes;
 use super::adapter::Adapter;
 use super::handshake::{MAX_WRITE, REQUEST_ROOM};
 use super::message::{Outcome, Request};
+use super::movers::Movers;
 use super::wire::OutHeader;
 use crate::error::{Errno, Result, errno};
 use crate::sys::fuse::Device;
@@ -40,7 +41,7 @@ pub struct Workers {
     pub device: Arc<Device>,
     /// How many threads there may be: in all for the device, for each CPU for rings.
     pub threads: usize,
-    /// They have stepped back from others ([`crate::sys::scheduling::step_back`]).
+    /// This process is alone in its scheduling group.
     pub alone: bool,
 }
 
@@ -54,6 +55,8 @@ struct Team {
     idle: AtomicUsize,
     /// How many there are.
     size: AtomicUsize,
+    /// Where something can be done for callers that are moved about.
+    movers: Option<Arc<Movers>>,
 }
 
 impl Workers {
@@ -120,8 +123,10 @@ impl Workers {
         let usable =
             |queue: &u16| usize::from(*queue) < CpuSet::MAX_CPU && usable.is_set(usize::from(*queue));
         let (own, others): (Vec<u16>, Vec<u16>) = (0..queues).partition(usable);
+        let movers = self.alone.then(|| Arc::new(Movers::new(usize::from(queues))));
         let team = |queues: Vec<u16>, cpu| {
-            Arc::new(Team { queues, cpu, idle: AtomicUsize::new(0), size: AtomicUsize::new(1) })
+            let movers = movers.clone();
+            Arc::new(Team { queues, cpu, idle: AtomicUsize::new(0), size: AtomicUsize::new(1), movers })
         };
         let mut teams: Vec<_> = own.into_iter().map(|queue| team(vec![queue], Some(queue.into()))).collect();
         if !others.is_empty() {
@@ -150,9 +155,7 @@ impl Workers {
                 only.set(cpu);
                 // Elsewhere it is slower, and right as well.
                 let _ = rustix::thread::sched_setaffinity(None, &only);
-                if !crew.alone {
-                    favour_this_thread();
-                }
+                favour_this_thread();
             }
             let ring = Ring::new(crew.device.clone(), &team.queues, MAX_WRITE)
                 .and_then(|mut ring| ring.register().map(|()| ring));
@@ -184,16 +187,21 @@ impl Workers {
             if was_last {
                 self.reinforce(team);
             }
-            let length = self.serve_place(ring.arrived(place), &mut aside);
+            let length = self.serve_place(ring.arrived(place), team, &mut aside);
             ring.commit(place, length)?;
         }
     }
 
     /// Serves the request in a place of a ring; gives the length of the answer's body.
-    fn serve_place(&self, arrived: Arrived<'_>, aside: &mut [u8]) -> usize {
+    fn serve_place(&self, arrived: Arrived<'_>, team: &Team, aside: &mut [u8]) -> usize {
         let Arrived { header, fixed, payload, length } = arrived;
         let serve = |rest: &[u8], room: &mut [u8]| match Request::new(header, fixed, rest) {
-            Ok(request) => (request.header.unique, self.adapter.serve(&request, room)),
+            Ok(request) => {
+                if let (Some(movers), Some(cpu)) = (&team.movers, team.cpu) {
+                    movers.served(cpu, request.header.pid);
+                }
+                (request.header.unique, self.adapter.serve(&request, room))
+            }
             Err(e) => (0, Outcome::Failed(e)),
         };
         let (unique, outcome) = if length <= aside.len() {

@@ -272,8 +272,7 @@ pub fn record(state: &MountState) -> io::Result<Option<Recorded>> {
         .prefix(".")
         .permissions(fs::Permissions::from_mode(0o644))
         .tempfile_in(&dir)?;
-    serde_json::to_writer(&mut file, state)?;
-    file.flush()?;
+    file.write_all(&serde_json::to_vec(state)?)?;
     let path = dir.join(format!("{}.json", state.pid));
     file.persist(&path).map_err(|e| e.error)?;
     Ok(Some(Recorded { file: path, foreign: None }))

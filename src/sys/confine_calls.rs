@@ -131,6 +131,7 @@ pub(super) const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sched_setaffinity,
     libc::SYS_sched_getparam,
     libc::SYS_sched_getscheduler,
+    libc::SYS_sched_setscheduler,
     libc::SYS_getpriority,
     libc::SYS_setpriority,
     libc::SYS_getcpu,

@@ -35,21 +35,27 @@ pub struct Reporter {
 const READY: u8 = b'+';
 const FAILED: u8 = b'-';
 
-/// Splits off a daemon: in a session of its own, with umask 0 and without inherited descriptors but the standard
-/// ones. To be called while the process has one thread only.
+/// Splits off a daemon: with umask 0 and without inherited descriptors but the standard ones. It is in its starter's
+/// session, within reach of the terminal, until it calls [`leave_session`]. To be called while the process has one thread only.
 ///
 /// # Errors
 /// Those of pipe(2) and fork(2).
 pub fn fork() -> Result<Fork> {
     let fork = split()?;
     if let Fork::Child(reporter) = &fork {
-        // Out of reach of the terminal, and in a scheduling group of its own where sessions are such groups
-        // ([`super::scheduling`]).
-        rustix::process::setsid()?;
         rustix::process::umask(Mode::empty());
         close_all_but(&reporter.pipe);
     }
     Ok(fork)
+}
+
+/// Puts the process into a session of its own: out of reach of the terminal, and in a scheduling group of its own where
+/// sessions are such groups ([`super::scheduling`]). A new group gets less of a busy CPU at first, so this comes last.
+///
+/// # Errors
+/// EPERM for the leader of a process group.
+pub fn leave_session() -> Result<()> {
+    rustix::process::setsid().map(drop)
 }
 
 /// Splits off a process that is as its parent. To be called while the process has one thread only.

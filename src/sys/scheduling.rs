@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::error::Result;
+use crate::error::{Errno, Result, errno};
 
 /// The inode number of the first cgroup namespace (`PROC_CGROUP_INIT_INO`, linux/proc_ns.h): only there
 /// /proc/self/cgroup tells the whole path.
@@ -48,17 +48,36 @@ fn is_root(groups: &str, shares: impl Fn(&str) -> bool) -> bool {
     })
 }
 
-/// Gives this thread, and those that it starts from now on, the policy SCHED_IDLE: it has no weight against others of its
-/// scheduling group, so it should be alone there; the group has the weight that any has. It disturbs nobody at work, and
-/// the CPU on which it answers counts as idle.
+/// Gives all threads of this process, and those that they start from now on, the policy SCHED_IDLE: they have no weight
+/// against others of their scheduling group, so they should be alone there ([`has_group_of_its_own`]); the group has the
+/// weight that any has. They disturb nobody at work, and the CPU on which they answer counts as idle.
+///
+/// All of them: one that kept its weight would leave next to nothing of the group's share to the CPUs of the others.
 ///
 /// # Errors
-/// Those of sched_setscheduler(2).
+/// Those of sched_setscheduler(2), and of reading /proc. Some threads may have the policy then, others not.
 pub fn step_back() -> Result<()> {
+    // Twice: what starts meanwhile may come from a thread whose turn has not come.
+    for _ in 0..2 {
+        for entry in fs::read_dir("/proc/self/task").map_err(|e| errno(&e))? {
+            let name = entry.map_err(|e| errno(&e))?.file_name();
+            let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            match set_idle(thread) {
+                // It has ended.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives a thread the policy SCHED_IDLE. 0: this one.
+fn set_idle(thread: libc::pid_t) -> Result<()> {
     // SAFETY: an all-zero struct sched_param is valid: the priority of policies without priorities.
     let param: libc::sched_param = unsafe { std::mem::zeroed() };
-    // SAFETY: reads the struct that it is given; 0 is the calling thread.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) } {
+    // SAFETY: reads the struct that it is given, and changes nothing else than the scheduling of a thread.
+    match unsafe { libc::sched_setscheduler(thread, libc::SCHED_IDLE, &raw const param) } {
         0 => Ok(()),
         _ => Err(super::last_errno()),
     }
@@ -88,7 +107,7 @@ mod tests {
     fn threads_inherit_the_policy() {
         let policy = || {
             std::thread::spawn(|| {
-                let _ = step_back();
+                let _ = set_idle(0);
                 // SAFETY: takes a number only; 0 is the calling thread.
                 std::thread::spawn(|| unsafe { libc::sched_getscheduler(0) }).join().unwrap()
             })

@@ -143,7 +143,7 @@ fn a_truncation_that_fails_truncates_nothing() {
     put(u.at("f"), "x".repeat(1000));
     let mut failed = 0;
     for nth in 1..8 {
-        let inject = format!("inject=openat:error=EMFILE:when={nth}");
+        let inject = format!("inject=openat:error=EIO:when={nth}");
         let trace = Trace::with(&u, &["-e", "trace=openat", "-e", &inject]);
         let script = "import os, sys; os.truncate(sys.argv[1], 10)";
         let done = Command::new("python3").args(["-c", script]).arg(u.at("f")).output().unwrap();
