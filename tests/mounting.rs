@@ -260,6 +260,59 @@ fn requests_come_over_io_uring_or_by_the_device() {
     }
 }
 
+/// Why the daemon is not alone in a scheduling group here, if so.
+fn no_group_of_its_own() -> Option<&'static str> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    if read("/proc/sys/kernel/sched_autogroup_enabled").trim() != "1" {
+        return Some("the kernel makes no scheduling groups of sessions");
+    }
+    let shared = |line: &str| !line.ends_with(":/") && (line.starts_with("0:") || line.contains("cpu"));
+    let first = std::fs::read_link("/proc/self/ns/cgroup").unwrap();
+    if first != Path::new("cgroup:[4026531835]") || read("/proc/self/cgroup").lines().any(shared) {
+        return Some("the kernel may share the CPU among control groups here");
+    }
+    std::thread::available_parallelism()
+        .is_ok_and(|cpus| cpus.get() < 2)
+        .then_some("the kernel has one CPU here")
+}
+
+/// Answers wake callers of other scheduling groups on idle CPUs, unless the daemon's threads stand behind all others.
+#[test]
+fn callers_that_are_moved_about_keep_their_cpu_in_the_end() {
+    const SCHED_IDLE: &str = "5";
+    need_unionfs!();
+    let u = Union::new(1).mounted();
+    let daemon = daemon_of(&u.mnt()).unwrap();
+    // proc_pid_stat(5), from the third field on.
+    let fields = |stat: String| -> Vec<String> {
+        stat.rsplit_once(") ").unwrap().1.split(' ').map(str::to_owned).collect()
+    };
+    let session = || fields(get(format!("/proc/{daemon}/stat"))).swap_remove(3);
+    assert!(wait_for(GONE, || session() == daemon.to_string()), "the daemon is in session {}", session());
+    if !uring_is_enabled() {
+        return common::skip("the kernel's fuse module has enable_uring off");
+    }
+    if let Some(reason) = no_group_of_its_own() {
+        return common::skip(reason);
+    }
+    let policies = || -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
+        let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+        stats.map(|stat| fields(stat).swap_remove(38)).collect()
+    };
+    assert!(policies().iter().all(|policy| policy == "0"), "{:?}", policies());
+    // Moves by itself between two requests.
+    let program = "import os\ncpus = sorted(os.sched_getaffinity(0))[:2]\nfor i in range(400): \
+                   os.sched_setaffinity(0, {cpus[i % 2]}); assert not os.path.exists(f'none{i}')";
+    let moved = || Command::new("python3").args(["-c", program]).current_dir(u.mnt()).status().unwrap();
+    let stood_back = wait_for(Duration::from_secs(20), || {
+        assert!(moved().success());
+        policies().iter().all(|policy| policy == SCHED_IDLE)
+    });
+    assert!(stood_back, "{:?}", policies());
+    assert!(moved().success());
+}
+
 /// Each of them waits in the daemon, for a copy or for the disk, while others come.
 #[test]
 fn more_requests_wait_than_there_are_threads() {

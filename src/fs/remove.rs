@@ -152,7 +152,7 @@ impl UnionFs {
     /// A descriptor to keep for an object that loses its name.
     pub(super) fn pin(&self, node: &Node) -> Result<Arc<OwnedFd>> {
         let pinned = node.pin(self.index())?;
-        self.relief.note(&pinned);
+        self.relief.note(&pinned, || self.files.len());
         Ok(pinned)
     }
 

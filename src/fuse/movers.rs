@@ -1,7 +1,7 @@
 //! Callers that are moved to another CPU by the answers to their requests, and what is done about it.
 //!
-//! It takes an idle CPU, and a caller who is in another scheduling group than we are (see [`crate::sys::scheduling`]). Then each of
-//! his requests is served on another CPU than the one before, and waking that up takes longer than serving.
+//! It takes an idle CPU, and a caller who is in another scheduling group than we are (see [`crate::sys::scheduling`]).
+//! Then each of his requests is served on another CPU than the one before, and waking that takes longer than serving.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
@@ -70,7 +70,7 @@ impl Movers {
 
     /// Counts a move.
     fn is_often(&self) -> bool {
-        if !(self.moves.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(ENOUGH) {
+        if !self.moves.fetch_add(1, Ordering::Relaxed).wrapping_add(1).is_multiple_of(ENOUGH) {
             return false;
         }
         let now = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);

@@ -1,8 +1,9 @@
 //! The daemon's place among those that it serves, in the eyes of the scheduler (sched(7)).
 //!
-//! Woken by an answer, a caller is put on an idle CPU if there is one, because the CPU where he waited is busy: with us,
-//! who are about to sleep. Waking another CPU takes much longer than most requests. Two things keep him in place: to be
-//! behind with his share within our scheduling group, or that all that runs on his CPU is of the policy SCHED_IDLE.
+//! Woken by an answer, a caller is put on an idle CPU if there is one, because the CPU where he waited is busy: with
+//! us, who are about to sleep. Waking another CPU takes much longer than most requests. Two things keep him in place:
+//! to be behind with his share within our scheduling group, or that all that runs on his CPU is of the policy
+//! SCHED_IDLE.
 #![allow(unsafe_code)] // sched_setscheduler(2) has no safe wrapper.
 
 use std::fs;
@@ -48,9 +49,9 @@ fn is_root(groups: &str, shares: impl Fn(&str) -> bool) -> bool {
     })
 }
 
-/// Gives all threads of this process, and those that they start from now on, the policy SCHED_IDLE: they have no weight
-/// against others of their scheduling group, so they should be alone there ([`has_group_of_its_own`]); the group has the
-/// weight that any has. They disturb nobody at work, and the CPU on which they answer counts as idle.
+/// Gives all threads of this process, and those that they start from now on, the policy SCHED_IDLE: they have no
+/// weight against others of their scheduling group, so they should be alone there ([`has_group_of_its_own`]); the
+/// group has the weight that any has. They disturb nobody at work, and the CPU on which they answer counts as idle.
 ///
 /// All of them: one that kept its weight would leave next to nothing of the group's share to the CPUs of the others.
 ///
