@@ -144,6 +144,7 @@ fn check_entry(context: &mut Context<'_>, index: &Writable, links: &Links, entry
         None => Some(upper_names),
         Some(Some(NlinkDiff { base: Base::Upper, diff })) => Some(i64::from(entry.nlink) + diff),
         Some(Some(NlinkDiff { base: Base::Lower, diff })) => lower_names.map(|n| n + diff),
+        Some(Some(NlinkDiff { base: Base::Zero, diff })) => Some(diff),
         Some(None) => {
             let count = seen.unwrap_or(upper_names).max(upper_names);
             let says = "how many names the file has cannot be read";

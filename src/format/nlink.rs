@@ -1,5 +1,6 @@
 //! The `nlink` xattr of an indexed hardlink: how far the union's link count is from a real one
-//! (fs/overlayfs/util.c, `ovl_set_nlink_common`): `U+2`, `U-1`, `L+0`.
+//! (fs/overlayfs/util.c, `ovl_set_nlink_common`): `U+2`, `U-1`, `L+0`. While a real name is added, and after a crash then,
+//! it is the count itself, which that does not change: `N+3`. This is our own; overlayfs then counts real names alone.
 
 /// Which real inode the difference counts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,6 +9,8 @@ pub enum Base {
     Upper,
     /// The lower inode.
     Lower,
+    /// None: it is the count.
+    Zero,
 }
 
 /// The stored difference.
@@ -25,6 +28,7 @@ impl NlinkDiff {
         let base = match self.base {
             Base::Upper => 'U',
             Base::Lower => 'L',
+            Base::Zero => 'N',
         };
         format!("{base}{:+}", self.diff).into_bytes()
     }
@@ -34,6 +38,7 @@ impl NlinkDiff {
         let base = match bytes.first()? {
             b'U' => Base::Upper,
             b'L' => Base::Lower,
+            b'N' => Base::Zero,
             _ => return None,
         };
         let diff = std::str::from_utf8(&bytes[1..]).ok()?.trim_end_matches('\0').parse::<i32>().ok()?;
@@ -53,8 +58,12 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        for (base, diff, text) in [(Base::Upper, 2, "U+2"), (Base::Upper, -1, "U-1"), (Base::Lower, 0, "L+0")]
-        {
+        for (base, diff, text) in [
+            (Base::Upper, 2, "U+2"),
+            (Base::Upper, -1, "U-1"),
+            (Base::Lower, 0, "L+0"),
+            (Base::Zero, 3, "N+3"),
+        ] {
             let d = NlinkDiff { base, diff };
             assert_eq!(d.encode(), text.as_bytes());
             assert_eq!(NlinkDiff::decode(text.as_bytes()), Some(d));

@@ -228,6 +228,7 @@ impl UnionFs {
             copy(&ours, &*init.fd()?, init.layer())?;
         }
         let nodes = self.nodes();
+        self.leave_index(&nodes)?;
         before()?;
         self.stack.freeze(upper, work)?;
         self.settle_nodes(&nodes, old);
@@ -240,6 +241,16 @@ impl UnionFs {
         Ok(())
     }
 
+    /// Goes on without the index: all names of hardlinks are in the upper now, and in a layer without an index one more
+    /// would count. This comes before the freezing is recorded; after a crash or a refusal in between they are hardlinks
+    /// like any others in the upper.
+    fn leave_index(&self, nodes: &[Arc<Node>]) -> Result<()> {
+        for node in nodes.iter().filter(|node| node.with(|s| s.indexed.is_some())) {
+            node.update(|s| s.indexed = None);
+        }
+        self.stack.work(self.upper())?.clear_index()
+    }
+
     /// Tells the nodes that layer `old` was frozen.
     fn settle_nodes(&self, nodes: &[Arc<Node>], old: LayerId) {
         for node in nodes.iter().filter(|node| node.layer() == old && node.ino != super::ROOT) {
@@ -248,10 +259,9 @@ impl UnionFs {
                 node.relocate(self.upper(), |_| ());
                 continue;
             }
-            let special = node.with(|s| s.indexed.is_some() || s.redirect.is_some());
-            if special {
-                // All its names are real ones now; and what is below has the name that is seen.
-                node.update(|s| (s.indexed, s.redirect) = (None, None));
+            if node.with(|s| s.redirect.is_some()) {
+                // What is below has the name that is seen.
+                node.update(|s| s.redirect = None);
             }
             if node.kind == FileType::RegularFile {
                 node.io().freeze();

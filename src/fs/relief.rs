@@ -51,6 +51,11 @@ impl UnionFs {
         short
     }
 
+    /// Ends what was put off for want of descriptors. To be called when files have been forgotten.
+    pub fn make_good(&self) {
+        self.stack.purge_again();
+    }
+
     /// Closes the descriptors that are kept for speed alone.
     pub fn close_directories(&self) {
         self.stack.close_directories();

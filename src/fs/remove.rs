@@ -141,10 +141,12 @@ impl UnionFs {
     ) -> Result<Option<Arc<OwnedFd>>> {
         let layer = node.layer();
         // Its names are counted by what it refers to.
-        let indexed = node.with(|s| s.indexed.is_some());
+        let indexed = node.with(|s| s.indexed.clone());
         let other_name = || node.with(|s| s.links.iter().any(|l| l.layer == layer && !l.is(parent, name)));
-        if !indexed && (other_name() || !self.table.is_held(node.ino)) {
-            return Ok(None);
+        match &indexed {
+            Some(entry) => index::count_from_upper(&self.stack, &entry.name)?,
+            None if other_name() || !self.table.is_held(node.ino) => return Ok(None),
+            None => {}
         }
         self.pin(node).map(Some)
     }

@@ -342,12 +342,12 @@ impl UnionFs {
         st: &Stat,
     ) -> Result<Option<Indexed>> {
         let Some(name) = origin.index_name() else { return Ok(None) };
-        // The copy has one name now, this one; the union counts the lower's. Until the file's own name is
-        // counted, a crash leaves one too many: never a file that is gone before its last name.
-        let diff = i64::from(node.in_union(*st).nlink) - 1;
-        staged.mark(Mark::Nlink, &NlinkDiff { base: Base::Upper, diff }.encode())?;
+        // The copy has one name now, this one; the union counts the lower's, whatever real names there are when
+        // a crash comes before the file's own name is counted.
+        let names = i64::from(node.in_union(*st).nlink);
+        staged.mark(Mark::Nlink, &NlinkDiff { base: Base::Zero, diff: names }.encode())?;
         match staged.link(self.stack.work(self.upper())?.index(), &name) {
-            Ok(()) => Ok(Some(Indexed { name: name.into(), diff })),
+            Ok(()) => Ok(Some(Indexed { name: name.into(), diff: names - 1 })),
             // Kept there for NFS by the kernel's overlayfs: the names part ways, as without an index.
             Err(Errno::EXIST) => Ok(None),
             Err(e) => Err(e),
@@ -358,9 +358,7 @@ impl UnionFs {
     /// them. What is already done cannot be undone for a count: failing to store it is logged.
     pub(super) fn counted(&self, entry: Indexed, change: i64) -> Indexed {
         let diff = entry.diff + change;
-        if change != 0
-            && let Err(e) = index::store_diff(&self.stack, &entry.name, diff)
-        {
+        if let Err(e) = index::store_diff(&self.stack, &entry.name, diff) {
             tracing::warn!("the number of names of a hardlink could not be stored: {e}");
         }
         Indexed { diff, ..entry }
@@ -418,9 +416,12 @@ impl UnionFs {
         let Some(entry) = node.with(|s| s.indexed.clone()) else { return Err(Errno::STALE) };
         // What is recorded counts: the node may be newer than what it was made from.
         let entry = Indexed { diff: index::diff(&self.stack, &entry.name)?, ..entry };
-        to.link(&*fd, &link.name)?;
-        // One real name more, and as many in the union.
-        let entry = self.counted(entry, -1);
+        // One real name more, and as many in the union: whatever happens between the two steps, that is what is recorded.
+        let names = i64::from(file::stat_fd(&*fd)?.nlink) + entry.diff;
+        index::store_count(&self.stack, &entry.name, names)?;
+        let change = to.link(&*fd, &link.name).map(|()| -1);
+        let entry = self.counted(entry, change.unwrap_or(0));
+        change?;
         node.update(|s| {
             s.indexed = Some(entry);
             for l in s.links.iter_mut().filter(|l| l.is(&link.parent, &link.name)) {

@@ -399,10 +399,6 @@ impl Stack {
         self.identity.add(root.id().0, root.fd()?.as_fd());
         // What init changes is prepared where it was: in reach of a rename.
         let old = self.work.replace(work);
-        // All names of hardlinks are in the frozen layer; one more would count.
-        if let Some(Err(e)) = old.as_ref().map(WorkDir::clear_index) {
-            tracing::warn!("hardlinks show a name too many: the index of the frozen layer is not empty: {e}");
-        }
         if self.init_work.is_none() && self.layers.iter().any(|l| l.role == Role::Init) {
             self.init_work = old;
         } else if let Some(Err(e)) = old.filter(|_| marked).map(|old| volatile::settle(old.staging())) {
@@ -420,6 +416,11 @@ impl Stack {
     /// How many descriptors of directories are kept open.
     pub fn open_directories(&self) -> usize {
         self.cache.len()
+    }
+
+    /// Deletes what could not be deleted in the work directories for want of descriptors.
+    pub fn purge_again(&self) {
+        self.work.iter().chain(&self.init_work).for_each(WorkDir::purge_again);
     }
 
     /// Closes the descriptors of directories that nobody uses right now. They are opened again when needed.

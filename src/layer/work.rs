@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{FileType, OFlags, RenameFlags, XattrFlags};
@@ -65,6 +65,8 @@ pub struct WorkDir {
     whiteout: Mutex<Option<Arc<OwnedFd>>>,
     /// Entries of `work` that could not be deleted.
     left: Mutex<Vec<OsString>>,
+    /// Some of that for want of descriptors.
+    lacked: AtomicBool,
 }
 
 impl WorkDir {
@@ -97,6 +99,7 @@ impl WorkDir {
             next,
             whiteout: Mutex::new(None),
             left: Mutex::default(),
+            lacked: AtomicBool::new(false),
         })
     }
 
@@ -165,10 +168,22 @@ impl WorkDir {
                 // By the call before, which failed later.
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(e) => {
-                    tracing::warn!("left in the work directory: {temp:?}: {e}");
+                    if !matches!(e, Errno::MFILE | Errno::NFILE) {
+                        tracing::warn!("left in the work directory: {temp:?}: {e}");
+                    } else {
+                        self.lacked.store(true, Ordering::Relaxed);
+                    }
                     self.left.lock().push(temp.to_owned());
                 }
             }
+        }
+    }
+
+    /// Tries again to delete what could not be for want of descriptors, now that some are free.
+    pub fn purge_again(&self) {
+        if self.lacked.load(Ordering::Relaxed) && self.lacked.swap(false, Ordering::Relaxed) {
+            let last = self.left.lock().pop();
+            last.into_iter().for_each(|temp| self.purge(&temp));
         }
     }
 

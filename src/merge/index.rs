@@ -66,6 +66,7 @@ pub fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
     let value = xattr::get_opt(Target::At(index.as_fd(), name), attr)?;
     Ok(match value.as_deref().and_then(NlinkDiff::decode) {
         Some(NlinkDiff { base: Base::Upper, diff }) => diff,
+        Some(NlinkDiff { base: Base::Zero, diff }) => diff - i64::from(file::stat_at(&index, name)?.nlink),
         // Counted from the lower inode, which is not at hand: all names but the index entry.
         Some(NlinkDiff { base: Base::Lower, .. }) | None => -1,
     })
@@ -81,9 +82,28 @@ pub fn lacks_data(stack: &Stack, entry: &Indexed, copy: &Stat) -> Result<bool> {
 
 /// Records how far the number of names in the union is from the upper inode's.
 pub fn store_diff(stack: &Stack, name: &OsStr, diff: i64) -> Result<()> {
+    store(stack, name, NlinkDiff { base: Base::Upper, diff })
+}
+
+/// Records the number of names in the union, which stays what it is while the upper inode is given one more. To be
+/// followed by [`store_diff`], or by [`count_from_upper`] when nothing came of it.
+pub fn store_count(stack: &Stack, name: &OsStr, count: i64) -> Result<()> {
+    store(stack, name, NlinkDiff { base: Base::Zero, diff: count })
+}
+
+/// What a crash may have left of [`store_count`] must not stay when names are taken away from both.
+pub fn count_from_upper(stack: &Stack, name: &OsStr) -> Result<()> {
     let work = stack.work(stack.upper())?;
-    let value = NlinkDiff { base: Base::Upper, diff }.encode();
-    work.index().set_mark(name, Mark::Nlink, work.abilities().namespace, &value)
+    let mark = marks::of_entry(work.index().fd()?, name, Mark::Nlink, work.abilities().namespace)?;
+    match mark.as_deref().and_then(NlinkDiff::decode) {
+        Some(NlinkDiff { base: Base::Zero, .. }) => store_diff(stack, name, diff(stack, name)?),
+        _ => Ok(()),
+    }
+}
+
+fn store(stack: &Stack, name: &OsStr, value: NlinkDiff) -> Result<()> {
+    let work = stack.work(stack.upper())?;
+    work.index().set_mark(name, Mark::Nlink, work.abilities().namespace, &value.encode())
 }
 
 /// Drops the index entry of a file whose last name is gone.

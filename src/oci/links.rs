@@ -124,6 +124,7 @@ fn wanted(upper: &Upper, dir: &Arc<Dir>) -> Result<HashMap<Vec<u8>, Wanted>> {
         let left = match mark.as_deref().and_then(NlinkDiff::decode) {
             // Names in the union less names of the copy, of which the index entry is one.
             Some(NlinkDiff { base: Base::Upper, diff }) => Some(diff + 1),
+            Some(NlinkDiff { base: Base::Zero, diff }) => Some(diff - i64::from(stat.nlink) + 1),
             _ => None,
         };
         if left.is_none_or(|left| left > 0) {
