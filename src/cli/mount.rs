@@ -96,7 +96,10 @@ pub(super) fn daemon(start: Start, reporter: process::Reporter) -> ! {
     let stopper = served.mounted.stopper();
     // A caller may read our standard error until it is closed: let go of it before the caller's own
     // process ends. The working directory would keep its filesystem busy.
-    let released = process::release_stdio().and_then(|()| rustix::process::chdir("/"));
+    // A caller may end all that it has started as soon as it is told.
+    let released = process::release_stdio()
+        .and_then(|()| rustix::process::chdir("/"))
+        .and_then(|()| process::leave_session());
     let told = match released {
         Ok(()) => reporter.ready(),
         Err(e) => {
@@ -104,9 +107,6 @@ pub(super) fn daemon(start: Start, reporter: process::Reporter) -> ! {
             Err(e.into())
         }
     };
-    if let Err(e) = process::leave_session() {
-        tracing::warn!("the daemon stays in the session of its starter: {e}");
-    }
     let result = match told {
         Ok(()) => match log {
             Some(file) => serve(served, Box::new(file)),
