@@ -95,8 +95,8 @@ pub(super) fn daemon(start: Start, reporter: process::Reporter) -> ! {
     };
     let stopper = served.mounted.stopper();
     // A caller may read our standard error until it is closed: let go of it before the caller's own
-    // process ends. The working directory would keep its filesystem busy.
-    // A caller may end all that it has started as soon as it is told.
+    // process ends. The working directory would keep its filesystem busy. And once told, a caller may end all
+    // that it has started.
     let released = process::release_stdio()
         .and_then(|()| rustix::process::chdir("/"))
         .and_then(|()| process::leave_session());

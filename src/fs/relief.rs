@@ -46,19 +46,9 @@ impl UnionFs {
         let short =
             self.relief.short.load(Ordering::Relaxed) && self.relief.short.swap(false, Ordering::Relaxed);
         if short {
-            self.close_directories();
+            self.stack.close_directories();
         }
         short
-    }
-
-    /// Ends what was put off for want of descriptors. To be called when files have been forgotten.
-    pub fn make_good(&self) {
-        self.stack.purge_again();
-    }
-
-    /// Closes the descriptors that are kept for speed alone.
-    pub fn close_directories(&self) {
-        self.stack.close_directories();
     }
 }
 

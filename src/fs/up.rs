@@ -358,7 +358,9 @@ impl UnionFs {
     /// them. What is already done cannot be undone for a count: failing to store it is logged.
     pub(super) fn counted(&self, entry: Indexed, change: i64) -> Indexed {
         let diff = entry.diff + change;
-        if let Err(e) = index::store_diff(&self.stack, &entry.name, diff) {
+        if change != 0
+            && let Err(e) = index::store_diff(&self.stack, &entry.name, diff)
+        {
             tracing::warn!("the number of names of a hardlink could not be stored: {e}");
         }
         Indexed { diff, ..entry }
@@ -419,9 +421,11 @@ impl UnionFs {
         // One real name more, and as many in the union: whatever happens between the two steps, that is what is recorded.
         let names = i64::from(file::stat_fd(&*fd)?.nlink) + entry.diff;
         index::store_count(&self.stack, &entry.name, names)?;
-        let change = to.link(&*fd, &link.name).map(|()| -1);
-        let entry = self.counted(entry, change.unwrap_or(0));
-        change?;
+        if let Err(e) = to.link(&*fd, &link.name) {
+            index::count_from_upper(&self.stack, &entry.name)?;
+            return Err(e);
+        }
+        let entry = self.counted(entry, -1);
         node.update(|s| {
             s.indexed = Some(entry);
             for l in s.links.iter_mut().filter(|l| l.is(&link.parent, &link.name)) {

@@ -162,28 +162,31 @@ impl WorkDir {
     /// Deletes an entry of [`Self::staging`] with all that is below it, as far as it can be. What is left is tried again
     /// with the next one, and at the next mount.
     pub fn purge(&self, temp: &OsStr) {
-        let again = std::mem::take(&mut *self.left.lock());
-        for temp in again.iter().map(OsString::as_os_str).chain([temp]) {
-            match self.work.fd().and_then(|fd| remove_tree(&fd, temp)) {
-                // By the call before, which failed later.
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(e) => {
-                    if !matches!(e, Errno::MFILE | Errno::NFILE) {
-                        tracing::warn!("left in the work directory: {temp:?}: {e}");
-                    } else {
-                        self.lacked.store(true, Ordering::Relaxed);
-                    }
-                    self.left.lock().push(temp.to_owned());
-                }
-            }
-        }
+        self.purge_left(Some(temp));
     }
 
     /// Tries again to delete what could not be for want of descriptors, now that some are free.
     pub fn purge_again(&self) {
         if self.lacked.load(Ordering::Relaxed) && self.lacked.swap(false, Ordering::Relaxed) {
-            let last = self.left.lock().pop();
-            last.into_iter().for_each(|temp| self.purge(&temp));
+            self.purge_left(None);
+        }
+    }
+
+    fn purge_left(&self, more: Option<&OsStr>) {
+        let again = std::mem::take(&mut *self.left.lock());
+        for temp in again.iter().map(OsString::as_os_str).chain(more) {
+            match self.work.fd().and_then(|fd| remove_tree(&fd, temp)) {
+                // By the call before, which failed later.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => {
+                    if matches!(e, Errno::MFILE | Errno::NFILE) {
+                        self.lacked.store(true, Ordering::Relaxed);
+                    } else {
+                        tracing::warn!("left in the work directory: {temp:?}: {e}");
+                    }
+                    self.left.lock().push(temp.to_owned());
+                }
+            }
         }
     }
 

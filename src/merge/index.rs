@@ -3,7 +3,6 @@
 //! the names that are still lower find it.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
 
 use rustix::fs::{FileType, RenameFlags};
 
@@ -17,7 +16,6 @@ use crate::layer::stack::Stack;
 use crate::sys::cred::Caller;
 use crate::sys::file::{self, Stat};
 use crate::sys::handle;
-use crate::sys::xattr::{self, Target};
 
 /// A copied-up hardlink.
 #[derive(Debug, Clone)]
@@ -60,16 +58,24 @@ pub fn find(stack: &Stack, origin: &Origin, kind: FileType) -> Result<Option<(In
 
 /// How far the number of names in the union is from the upper inode's, as recorded.
 pub fn diff(stack: &Stack, name: &OsStr) -> Result<i64> {
-    let work = stack.work(stack.upper())?;
-    let index = work.index().fd()?;
-    let attr = Mark::Nlink.name(work.abilities().namespace);
-    let value = xattr::get_opt(Target::At(index.as_fd(), name), attr)?;
-    Ok(match value.as_deref().and_then(NlinkDiff::decode) {
+    Ok(match recorded(stack, name)? {
         Some(NlinkDiff { base: Base::Upper, diff }) => diff,
-        Some(NlinkDiff { base: Base::Zero, diff }) => diff - i64::from(file::stat_at(&index, name)?.nlink),
+        Some(NlinkDiff { base: Base::Zero, diff }) => from_count(stack, name, diff)?,
         // Counted from the lower inode, which is not at hand: all names but the index entry.
         Some(NlinkDiff { base: Base::Lower, .. }) | None => -1,
     })
+}
+
+fn recorded(stack: &Stack, name: &OsStr) -> Result<Option<NlinkDiff>> {
+    let work = stack.work(stack.upper())?;
+    let mark = marks::of_entry(work.index().fd()?, name, Mark::Nlink, work.abilities().namespace)?;
+    Ok(mark.as_deref().and_then(NlinkDiff::decode))
+}
+
+/// How far a number of names is from the upper inode's.
+fn from_count(stack: &Stack, name: &OsStr, count: i64) -> Result<i64> {
+    let index = stack.work(stack.upper())?.index().fd()?;
+    Ok(count - i64::from(file::stat_at(&index, name)?.nlink))
 }
 
 /// Whether a copy in the index has only attributes (metacopy).
@@ -93,10 +99,8 @@ pub fn store_count(stack: &Stack, name: &OsStr, count: i64) -> Result<()> {
 
 /// What a crash may have left of [`store_count`] must not stay when names are taken away from both.
 pub fn count_from_upper(stack: &Stack, name: &OsStr) -> Result<()> {
-    let work = stack.work(stack.upper())?;
-    let mark = marks::of_entry(work.index().fd()?, name, Mark::Nlink, work.abilities().namespace)?;
-    match mark.as_deref().and_then(NlinkDiff::decode) {
-        Some(NlinkDiff { base: Base::Zero, .. }) => store_diff(stack, name, diff(stack, name)?),
+    match recorded(stack, name)? {
+        Some(NlinkDiff { base: Base::Zero, diff }) => store_diff(stack, name, from_count(stack, name, diff)?),
         _ => Ok(()),
     }
 }

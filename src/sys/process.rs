@@ -36,7 +36,8 @@ const READY: u8 = b'+';
 const FAILED: u8 = b'-';
 
 /// Splits off a daemon: with umask 0 and without inherited descriptors but the standard ones. It is in its starter's
-/// session, within reach of the terminal, until it calls [`leave_session`]. To be called while the process has one thread only.
+/// session, within reach of the terminal, until it calls [`leave_session`]. To be called while the process has one
+/// thread only.
 ///
 /// # Errors
 /// Those of pipe(2) and fork(2).

@@ -1,6 +1,6 @@
 //! Hardlinks in lowers stay one object, whatever is done with their names.
 
-use crate::tree::Tree;
+use crate::tree::{Tree, private, set_xattr};
 use crate::union::Union;
 
 fn three() -> Tree {
@@ -260,4 +260,31 @@ fn linked_by_others_in_the_upper() {
     let u = t.open();
     assert_eq!(u.list("new").unwrap(), ["x", "y"]);
     assert_eq!(u.ino("new/x"), u.ino("d/b"));
+}
+
+/// What a crash leaves while the name of a copied-up file becomes a real one: the record of the number of names, with the
+/// name or without.
+#[test]
+fn counted_right_after_a_crash() {
+    for linked in [false, true] {
+        let t = three();
+        let u = t.open();
+        u.chmod("a", 0o600).unwrap();
+        u.chmod("d", 0o700).unwrap();
+        drop(u);
+        let copy = t.upper("a");
+        set_xattr(&copy, &private("nlink"), b"N+3");
+        if linked {
+            std::fs::hard_link(&copy, t.upper("d/b")).unwrap();
+        }
+        let u = t.open();
+        everywhere(&t, &u, &["a", "d/b", "d/c"], 3, "text");
+        u.unlink("d/b").unwrap();
+        everywhere(&t, &u, &["a", "d/c"], 2, "text");
+        u.unlink("a").unwrap();
+        everywhere(&t, &u, &["d/c"], 1, "text");
+        u.unlink("d/c").unwrap();
+        u.forget_all();
+        assert_eq!(t.index(), [""; 0], "{linked}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Long names and paths.
+//! Long names and paths, and few descriptors.
 
 use std::process::Command;
 

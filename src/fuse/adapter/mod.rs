@@ -88,7 +88,7 @@ impl Adapter {
         while let Err(Errno::MFILE | Errno::NFILE) = result
             && let Some(pause) = pauses.next()
         {
-            self.gate.enter().close_directories();
+            self.gate.enter().stack().close_directories();
             thread::sleep(Duration::from_millis(pause));
             result = self.attempt(op, request, room);
         }

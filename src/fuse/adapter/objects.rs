@@ -25,7 +25,7 @@ impl Within<'_> {
 
     pub(super) fn forget(&self, request: &Request<'_>) -> Result<()> {
         self.fs.forget(request.header.nodeid, request.fixed::<wire::ForgetIn>()?.nlookup);
-        self.fs.make_good();
+        self.fs.stack().purge_again();
         Ok(())
     }
 
@@ -37,7 +37,7 @@ impl Within<'_> {
             self.fs.forget(one.nodeid, one.nlookup);
             rest = more;
         }
-        self.fs.make_good();
+        self.fs.stack().purge_again();
         Ok(())
     }
 
