@@ -186,6 +186,32 @@ fn foreground_ends_on_a_signal() {
     }
 }
 
+#[test]
+fn serves_where_its_session_began_outside() {
+    need_unionfs!();
+    // Of a process whose session's leader is in the process namespace above, getsid(2) says 0.
+    let mut u = Union::new(1);
+    put(u.lower(0, "f"), "x");
+    let mut child = Command::new("timeout")
+        .args(["60", "unshare", "--pid", "--fork", "--kill-child"])
+        .arg(env!("CARGO_BIN_EXE_unionfs"))
+        .args(["mount", "--foreground"])
+        .arg("--work")
+        .arg(u.work(""))
+        .arg(u.lower_list())
+        .arg(u.upper(""))
+        .arg(u.mnt())
+        .spawn()
+        .unwrap();
+    let up = wait_for(Duration::from_secs(10), || common::is_mounted(&u.mnt()));
+    let read = up.then(|| std::fs::read(u.at("f")));
+    if up {
+        u.unmount();
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(read.and_then(Result::ok).as_deref(), Some(&b"x"[..]));
+}
+
 /// Asks a mount for its statistics, for the nth time; gives its log then.
 fn ask_for_statistics(u: &Union, log: &Path, times: usize) -> String {
     let pid = daemon_of(&u.mnt()).unwrap();

@@ -3,6 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -30,6 +32,11 @@ impl Slot {
             Self::Loose(node) => node.upgrade(),
         }
     }
+
+    /// Whether its node is on its way out, in another thread.
+    fn is_dead(&self) -> bool {
+        matches!(self, Self::Loose(node) if node.strong_count() == 0)
+    }
 }
 
 /// The table. A node is in it while anyone uses it: the kernel, a child, an open file.
@@ -46,6 +53,9 @@ pub struct Table {
 
 /// So many nodes must have been for their memory to be worth giving back to the system, which takes milliseconds.
 const MANY: usize = 1 << 14;
+/// How long, and how often, is waited for a node that another thread lets go of.
+const GOING_PAUSE: Duration = Duration::from_micros(50);
+const GOING_PAUSES: usize = 200;
 
 impl Table {
     /// The node with this number.
@@ -130,6 +140,13 @@ impl Table {
 
     /// The directory and name that a node had when it went, if it is remembered.
     pub fn last_place(&self, ino: u64) -> Option<(u64, OsString)> {
+        // One that is going is remembered before its slot goes. Until then there is none, or an older one.
+        for _ in 0..GOING_PAUSES {
+            if !self.slots.get(&ino).is_some_and(|slot| slot.is_dead()) {
+                break;
+            }
+            thread::sleep(GOING_PAUSE);
+        }
         self.gone.lock().get(ino)
     }
 
@@ -176,8 +193,7 @@ impl Table {
 
 impl Registry for Table {
     fn remove_dead(&self, ino: u64) {
-        let is_dead = |slot: &Slot| matches!(slot, Slot::Loose(node) if node.strong_count() == 0);
-        if self.slots.remove_if(&ino, |_, slot| is_dead(slot)).is_some() {
+        if self.slots.remove_if(&ino, |_, slot| slot.is_dead()).is_some() {
             self.went();
         }
     }

@@ -4,7 +4,7 @@
 //! us, who are about to sleep. Waking another CPU takes much longer than most requests. Two things keep him in place:
 //! to be behind with his share within our scheduling group, or that all that runs on his CPU is of the policy
 //! SCHED_IDLE.
-#![allow(unsafe_code)] // sched_setscheduler(2) has no safe wrapper.
+#![allow(unsafe_code)] // sched_setscheduler(2) has no safe wrapper, and that of getsid(2) fails in process namespaces.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,11 @@ const FIRST_CGROUP_NAMESPACE: &str = "cgroup:[4026531835]";
 
 /// Whether this process is alone in a scheduling group: the leader of a session where each session is one.
 pub fn has_group_of_its_own() -> bool {
-    let leads = rustix::process::getsid(None) == Ok(rustix::process::getpid());
+    // Not by rustix: it takes for granted that there is a number, and the kernel says 0 where the leader is in a process
+    // namespace above ours.
+    // SAFETY: takes and gives numbers only; 0 is the calling process.
+    let session = unsafe { libc::getsid(0) };
+    let leads = session == rustix::process::getpid().as_raw_nonzero().get();
     let sessions_count = fs::read_to_string("/proc/sys/kernel/sched_autogroup_enabled");
     leads && sessions_count.is_ok_and(|on| on.trim() == "1") && in_root_cgroup()
 }
