@@ -23,8 +23,8 @@ const DOTS: usize = 2;
 
 impl UnionFs {
     /// Gives the entries of a directory from `offset` on (0, or the `next` of an entry) until `sink` returns true: that
-    /// entry did not fit. `.` and `..` come first. Who goes on reads what was there when he began; after
-    /// so many others ([`crate::node::listings::Listings`]) that it is not kept any more, what is there now.
+    /// entry did not fit. `.` and `..` come first. Who goes on reads what was there when he began; where that is not
+    /// kept any more ([`crate::node::listings::Listings`]), what is there now and did not come before.
     ///
     /// # Errors
     /// Those of reading the layers; ENOENT for a removed directory.
@@ -112,9 +112,13 @@ impl UnionFs {
         let Some(place) = Place::at(offset) else { return Ok(()) };
         let dir = self.node(ino)?;
         let kept = if offset == 0 { None } else { self.listings.get(place.listing, ino) };
-        let (listing, number) = match &kept {
-            Some(listing) => (listing.clone(), place.listing),
-            None => (self.list(&dir)?, self.listings.number()),
+        let is_kept = kept.is_some();
+        let (listing, number, begin) = match kept {
+            Some(listing) => (listing, place.listing, place.index),
+            None => {
+                let (listing, begin) = self.list_from(&dir, place)?;
+                (listing, self.listings.number(), begin)
+            }
         };
         let parent = dir.any_link().map_or(ROOT, |link| link.parent.ino);
         let dot = |name: &str, ino| Entry {
@@ -125,8 +129,8 @@ impl UnionFs {
         };
         let dots = [dot(".", ino), dot("..", parent)];
         let last = DOTS + listing.len() - 1;
-        let rest = listing.iter().skip(place.index.saturating_sub(DOTS));
-        let mut rest = dots.iter().skip(place.index).chain(rest).zip(place.index..);
+        let rest = listing.iter().skip(begin.saturating_sub(DOTS));
+        let mut rest = dots.iter().skip(begin).chain(rest).zip(begin..);
         let all = {
             let _names = dir.names.read();
             rest.all(|(entry, at)| {
@@ -134,18 +138,26 @@ impl UnionFs {
                 !each(&dir, next, entry)
             })
         };
-        match (all, kept) {
-            (true, Some(_)) => self.listings.remove(number),
-            (false, None) => self.listings.keep(number, ino, listing),
-            _ => {}
+        match (all, is_kept) {
+            (true, _) => self.listings.finish(number, ino, &listing),
+            (false, false) => self.listings.keep(number, ino, listing),
+            (false, true) => {}
         }
         Ok(())
     }
 
-    fn list(&self, dir: &Arc<Node>) -> Result<Arc<Vec<Entry>>> {
-        let _names = dir.names.read();
-        let parts = self.parts(dir, true)?;
-        Ok(Arc::new(listing::list(&self.stack, &parts, !self.noatime)?))
+    /// Makes the listing of a directory for a reader at this place of one that is not kept; and where he is in it.
+    fn list_from(&self, dir: &Arc<Node>, place: Place) -> Result<(Arc<[Entry]>, usize)> {
+        let now = {
+            let _names = dir.names.read();
+            let parts = self.parts(dir, true)?;
+            listing::list(&self.stack, &parts, !self.noatime)?
+        };
+        let had = place.index.saturating_sub(DOTS);
+        Ok(match self.listings.go_on(place.listing, dir.ino, had, &now) {
+            Some((all, had)) => (all, had + place.index.min(DOTS)),
+            None => (now.into(), place.index),
+        })
     }
 
     /// Brings small files of a directory into memory, for someone who reads one after the other: those that are listed

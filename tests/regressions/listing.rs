@@ -61,6 +61,50 @@ print(count, os.listdir('d')); os.rmdir('d'); print(attempt(os.stat, 'd'))
 }
 
 #[test]
+fn who_reads_on_when_the_cached_listing_is_gone_misses_nothing() {
+    need_unionfs!();
+    agree(
+        |root| {
+            for i in 0..2000 {
+                put(root.join(format!("d/f{i:04}")), "");
+            }
+            for i in 0..100 {
+                put(root.join(format!("short/f{i:04}")), "");
+            }
+        },
+        |root| {
+            python(
+                root,
+                r#"
+import struct
+def some(fd):
+    # A small buffer, as that of musl.
+    buffer = ctypes.create_string_buffer(2048)
+    length = libc.getdents64(fd, buffer, len(buffer))
+    at = 0
+    while at < length:
+        size, = struct.unpack_from('H', buffer, at + 16)
+        yield buffer.raw[at + 19:at + size].split(b'\0')[0].decode()
+        at += size
+for d in ('d', 'short'):
+    # Now the kernel has a listing, from which the next reader is served, until memory is short.
+    there = sorted(os.listdir(d))
+    fd = os.open(d, os.O_RDONLY | os.O_DIRECTORY)
+    seen = list(some(fd))
+    gone = [name for name in seen if name not in ('.', '..')][::2]
+    for name in gone:
+        os.unlink(f'{d}/{name}')
+    open('/proc/sys/vm/drop_caches', 'w').write('1')
+    while names := list(some(fd)):
+        seen += names
+    print(len(gone) > 10, len(seen) == len(set(seen)), sorted(set(seen) - {'.', '..'}) == there)
+"#,
+            )
+        },
+    );
+}
+
+#[test]
 fn seekdir_telldir_rewinddir() {
     need_unionfs!();
     agree(
