@@ -13,7 +13,7 @@ use crate::fs::gate::Gate;
 use crate::fs::{self, Refused};
 use crate::fuse::report::Report;
 use crate::fuse::session::Mounted;
-use crate::inspect::control::{self, Answer, Next, Peer, Way};
+use crate::inspect::control::{self, Answer, Asker, Next, Way};
 use crate::inspect::state::{self, MountState, Recorded};
 use crate::sys::place;
 
@@ -29,16 +29,17 @@ fn not_listed(e: io::Error) {
 /// Records the mount, and answers questions about it from now on.
 pub fn record(state: Option<MountState>, mounted: &Mounted) -> Option<Recorded> {
     let state = MountState { mount_id: mounted.id(), ..state? };
-    let recorded = state::record(&state).map_err(not_listed).ok()??;
+    let recorded = state::place_for(&state).map_err(not_listed).ok()??;
     let answers = Answers {
         report: mounted.report(),
         gate: mounted.gate(),
-        known: Mutex::new(Known { state, locks: Vec::new() }),
+        known: Mutex::new(Known { state: state.clone(), locks: Vec::new() }),
     };
-    if let Err(e) = control::serve(&recorded.socket(), move |request, peer| answers.answer(request, peer)) {
+    // Before the state is there: who cannot see our process knows by the socket that it lives.
+    if let Err(e) = control::serve(&recorded.socket(), move |request, asker| answers.answer(request, asker)) {
         tracing::warn!("unionfs inspect will not show the statistics of this mount: {e}");
     }
-    Some(recorded)
+    state::record(&state).map_err(not_listed).ok()?
 }
 
 /// The mount has ended.
@@ -62,21 +63,21 @@ struct Known {
 }
 
 impl Answers {
-    fn answer(&self, request: &str, peer: &mut Peer<'_>) -> io::Result<bool> {
+    fn answer(&self, request: &str, asker: &mut Asker<'_>) -> io::Result<bool> {
         match request.split_once(' ').unwrap_or((request, "")) {
-            (control::STATISTICS, "") => peer.say(&self.report.text())?,
+            (control::STATISTICS, "") => asker.say(&self.report.text())?,
             (control::WRITERS, "") => {
                 let writers = self.gate.enter().writers();
-                peer.say(&in_json(&listed(writers))?)?;
+                asker.say(&in_json(&listed(writers))?)?;
             }
             (control::HOLD, "") => {
                 let held = self.gate.alone();
-                peer.say(&in_json(&listed(held.writers()))?)?;
-                peer.wait(control::LONGEST_HOLD);
+                asker.say(&in_json(&listed(held.writers()))?)?;
+                asker.wait(control::LONGEST_HOLD);
             }
             (control::FREEZE, next) => {
                 let next: Next = serde_json::from_str(next)?;
-                peer.say(&in_json(&self.freeze(&next))?)?;
+                asker.say(&in_json(&self.freeze(&next))?)?;
             }
             _ => return Ok(false),
         }

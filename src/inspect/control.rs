@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::state::Text;
+use crate::sys::process;
 
 /// The request for statistics.
 pub const STATISTICS: &str = "statistics";
@@ -82,9 +83,9 @@ pub enum Answer {
 
 /// The side of a conversation that asked.
 #[derive(Debug)]
-pub struct Peer<'a>(&'a UnixStream);
+pub struct Asker<'a>(&'a UnixStream);
 
-impl Peer<'_> {
+impl Asker<'_> {
     /// Sends a part of the answer.
     ///
     /// # Errors
@@ -109,7 +110,7 @@ impl Peer<'_> {
 /// Those of making the socket and the thread.
 pub fn serve(
     path: &Path,
-    answer: impl Fn(&str, &mut Peer<'_>) -> io::Result<bool> + Send + 'static,
+    answer: impl Fn(&str, &mut Asker<'_>) -> io::Result<bool> + Send + 'static,
 ) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -130,11 +131,11 @@ pub fn serve(
 /// Whether the other end is a process of the same user or of root (unix(7), `SO_PEERCRED`). The permissions of the
 /// socket say so too, but not from its first moment on.
 fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
-    let peer = rustix::net::sockopt::socket_peercred(stream)?.uid;
-    Ok(peer.is_root() || peer == rustix::process::geteuid())
+    let peer = process::peer(stream)?.uid;
+    Ok(peer == 0 || peer == rustix::process::geteuid().as_raw())
 }
 
-fn reply(stream: &UnixStream, answer: &impl Fn(&str, &mut Peer<'_>) -> io::Result<bool>) -> io::Result<()> {
+fn reply(stream: &UnixStream, answer: &impl Fn(&str, &mut Asker<'_>) -> io::Result<bool>) -> io::Result<()> {
     if !is_trusted(stream)? {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
@@ -143,8 +144,8 @@ fn reply(stream: &UnixStream, answer: &impl Fn(&str, &mut Peer<'_>) -> io::Resul
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut request = String::new();
     BufReader::new(stream.take(LONGEST)).read_line(&mut request)?;
-    let mut peer = Peer(stream);
-    if answer(request.trim_end(), &mut peer)? { Ok(()) } else { peer.say("error unknown request\n") }
+    let mut asker = Asker(stream);
+    if answer(request.trim_end(), &mut asker)? { Ok(()) } else { asker.say("error unknown request\n") }
 }
 
 /// A mount that lets nothing change until this is dropped.

@@ -1,4 +1,4 @@
-//! Directories and files that belong to one user: what another one can have put there is not believed.
+//! Directories, files and processes that belong to one user: what another one can have put there is not believed.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -6,6 +6,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::error::{Errno, Result};
+use crate::sys::process::{self, Peer};
 
 /// The largest file that is read, in bytes: many times what 500 layers take.
 const LARGEST: u64 = 8 << 20;
@@ -73,6 +77,32 @@ pub fn user_of_process(pid: u32) -> Option<u32> {
     users.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// The process that answers at `path`; `None` when it is dead. Sends nothing, and does not wait for it.
+///
+/// # Errors
+/// Those of connect(2), EAGAIN above all for one that does not get to its callers.
+pub fn listener(path: &Path) -> Result<Option<Peer>> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => process::peer(&socket).map(Some),
+        Err(Errno::CONNREFUSED) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The process namespace of this process, as its inode number.
+pub fn process_namespace() -> Option<u64> {
+    fs::metadata("/proc/self/ns/pid").map(|found| found.ino()).ok()
+}
+
+/// When this process started; `None` where /proc is that of another process namespace, or not there.
+pub fn start_of_own() -> Option<u64> {
+    let pid = std::process::id();
+    let number = fs::read_link("/proc/self").ok()?;
+    (number == Path::new(&pid.to_string())).then(|| start_of(pid))?
+}
+
 /// When a process started, in clock ticks since boot; `None` when there is none.
 pub fn start_of(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -88,14 +118,29 @@ pub fn start_of(pid: u32) -> Option<u64> {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
 
     #[test]
     fn processes_are_told_apart() {
         let own = start_of(std::process::id()).unwrap();
         assert!(own > 0);
+        assert_eq!(start_of_own(), Some(own));
+        assert!(process_namespace().is_some());
         assert_eq!(start_of(u32::MAX - 1), None);
         assert_eq!(user_of_process(std::process::id()), Some(rustix::process::geteuid().as_raw()));
         assert_eq!(user_of_process(u32::MAX - 1), None);
+    }
+
+    #[test]
+    fn listeners_are_told_from_what_they_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let _listening = UnixListener::bind(path("alive")).unwrap();
+        let own = Peer { pid: std::process::id(), uid: rustix::process::geteuid().as_raw() };
+        assert_eq!(listener(&path("alive")), Ok(Some(own)));
+        assert_eq!(listener(&path("nobody")), Err(Errno::NOENT));
+        drop(UnixListener::bind(path("dead")).unwrap());
+        assert_eq!(listener(&path("dead")), Ok(None));
     }
 
     #[test]

@@ -57,11 +57,13 @@ impl From<&Text> for PathBuf {
 pub struct MountState {
     /// [`VERSION`].
     pub version: u32,
-    /// The process that serves it.
+    /// The process that serves it; 0 for readers who cannot see it.
     pub pid: u32,
-    /// When that started, in clock ticks since boot (proc_pid_stat(5)): another process with its number has another
-    /// time.
-    pub started: u64,
+    /// The process namespace that has that number, as the inode number of that; 0 if it is not known.
+    pub namespace: u64,
+    /// When the process started, in clock ticks since boot (proc_pid_stat(5)): another process with its number has another
+    /// time. `None` if its /proc is that of another namespace.
+    pub started: Option<u64>,
     /// Since when it is mounted: seconds since 1970.
     pub since: u64,
     /// Its number in the mount table of that process, if it is known.
@@ -102,7 +104,8 @@ impl MountState {
         Ok(Self {
             version: VERSION,
             pid,
-            started: owned::start_of(pid).ok_or(io::ErrorKind::NotFound)?,
+            namespace: owned::process_namespace().unwrap_or(0),
+            started: owned::start_of_own(),
             since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             mount_id: None,
             mountpoint: Text::from(&*config.mountpoint.canonicalize()?),
@@ -151,9 +154,41 @@ impl MountState {
         Options { userxattr: self.userxattr, permissions, wh_upper: self.wh_upper, ..Options::default() }
     }
 
-    /// Whether the process that serves it lives.
-    fn is_live(&self) -> bool {
-        owned::start_of(self.pid) == Some(self.started)
+    /// The path of its file.
+    fn file_in(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{}-{}.json", self.namespace, self.pid))
+    }
+}
+
+/// What is known of the process that serves a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// It lives, and has this number.
+    Live(u32),
+    Dead,
+    /// It is another one's, or nothing tells.
+    Unknown,
+}
+
+impl Life {
+    /// Of the process that a state names, which a directory of `owner` holds.
+    fn of(state: &MountState, recorded: &Recorded, owner: u32) -> Self {
+        let seen = owned::start_of_own().is_some() && owned::process_namespace() == Some(state.namespace);
+        if let Some(started) = state.started.filter(|_| seen) {
+            return match owned::start_of(state.pid) {
+                Some(start) if start == started => match owned::user_of_process(state.pid) {
+                    Some(user) if user == owner => Self::Live(state.pid),
+                    _ => Self::Unknown,
+                },
+                _ => Self::Dead,
+            };
+        }
+        // Its number means nothing here.
+        match owned::listener(&recorded.socket()) {
+            Ok(Some(peer)) if peer.uid == owner => Self::Live(peer.pid),
+            Ok(None) => Self::Dead,
+            Ok(Some(_)) | Err(_) => Self::Unknown,
+        }
     }
 }
 
@@ -261,21 +296,30 @@ impl Recorded {
     }
 }
 
+/// Where the state of a mount will be recorded. `None` where there is no place for it.
+///
+/// # Errors
+/// Those of making the directory.
+pub fn place_for(state: &MountState) -> io::Result<Option<Recorded>> {
+    let Some(dir) = own_directory() else { return Ok(None) };
+    owned::make_directory(&dir)?;
+    Ok(Some(Recorded { file: state.file_in(&dir), foreign: None }))
+}
+
 /// Records the state of a mount, whole or not at all. `None` where there is no place for it.
 ///
 /// # Errors
 /// Those of writing.
 pub fn record(state: &MountState) -> io::Result<Option<Recorded>> {
-    let Some(dir) = own_directory() else { return Ok(None) };
-    owned::make_directory(&dir)?;
+    let Some(recorded) = place_for(state)? else { return Ok(None) };
+    let Some(dir) = recorded.file.parent() else { return Ok(None) };
     let mut file = tempfile::Builder::new()
         .prefix(".")
         .permissions(fs::Permissions::from_mode(0o644))
-        .tempfile_in(&dir)?;
+        .tempfile_in(dir)?;
     file.write_all(&serde_json::to_vec(state)?)?;
-    let path = dir.join(format!("{}.json", state.pid));
-    file.persist(&path).map_err(|e| e.error)?;
-    Ok(Some(Recorded { file: path, foreign: None }))
+    file.persist(&recorded.file).map_err(|e| e.error)?;
+    Ok(Some(recorded))
 }
 
 /// A mount as it is found.
@@ -310,15 +354,18 @@ fn entries() -> Vec<(Recorded, Listed)> {
             }
             let Ok(bytes) = owned::read(&path, owner) else { continue };
             // One of another version, perhaps of a program newer than this.
-            let Ok(state) = serde_json::from_slice::<MountState>(&bytes) else { continue };
+            let Ok(mut state) = serde_json::from_slice::<MountState>(&bytes) else { continue };
             if state.version != VERSION {
                 continue;
             }
             let recorded = Recorded { file: path, foreign };
-            if !state.is_live() {
-                dead.push((recorded, state, mine));
-            } else if owned::user_of_process(state.pid) == Some(owner) {
-                live.push((recorded, state));
+            match Life::of(&state, &recorded, owner) {
+                Life::Live(pid) => {
+                    state.pid = pid;
+                    live.push((recorded, state));
+                }
+                Life::Dead => dead.push((recorded, state, mine)),
+                Life::Unknown => {}
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The daemon's process: detaching from the caller, standard descriptors, limits.
-#![allow(unsafe_code)] // fork(2), close_range(2), mallopt(3) and malloc_trim(3) have no safe wrapper.
+#![allow(unsafe_code)] // fork(2), close_range(2), mallopt(3) and malloc_trim(3) have no safe wrapper; SO_PEERCRED: see peer.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
@@ -221,6 +221,39 @@ pub fn raise_open_files() {
     // Lower than asked for is no reason not to mount.
     let _ =
         rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+}
+
+/// The process at the other end of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// 0: not visible in our process namespace.
+    pub pid: u32,
+    /// Its effective user.
+    pub uid: u32,
+}
+
+/// Who is at the other end of a unix socket, as it was when they were connected; for who listens, when he began to.
+/// Not by rustix, which takes for granted that there is a process number.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn peer(socket: impl AsFd) -> Result<Peer> {
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, which are ours.
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut len,
+        )
+    };
+    match rc {
+        0 => Ok(Peer { pid: found.pid.try_into().unwrap_or(0), uid: found.uid }),
+        _ => Err(super::last_errno()),
+    }
 }
 
 /// How many files the process may have open.

@@ -370,6 +370,13 @@ pub fn daemon_of(mnt: &Path) -> Option<u32> {
     })
 }
 
+/// Where the state of root's mount is recorded that this process serves.
+pub fn record_of(pid: u32) -> PathBuf {
+    use std::os::unix::fs::MetadataExt;
+    let namespace = std::fs::metadata("/proc/self/ns/pid").unwrap().ino();
+    PathBuf::from(format!("/run/unionfs/{namespace}-{pid}.json"))
+}
+
 /// Waits until `done` or the time is over; gives whether it was done.
 pub fn wait_for(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;

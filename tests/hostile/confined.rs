@@ -124,7 +124,7 @@ fn signals_are_obeyed_from_within() {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert!(common::wait_for(limit, || !common::is_mounted(&union.mnt())));
         assert!(common::wait_for(limit, || !exists(format!("/proc/{}/root", pid.as_raw_nonzero()))));
-        assert!(!exists(format!("/run/unionfs/{}.json", pid.as_raw_nonzero())));
+        assert!(!exists(common::record_of(pid.as_raw_nonzero().get().cast_unsigned())));
     }
 }
 
@@ -157,8 +157,10 @@ fn a_user_without_rights_ends_his_mount_by_a_signal() {
         ! grep -q " $PWD/mnt " /proc/self/mountinfo
         for i in $(seq 100); do test -e /proc/$pid/root || break; sleep 0.1; done
         test ! -e /proc/$pid/root
-        # Nobody waits any more.
-        ! pgrep -f 'fusermount3 -u -z -- "\$0" '"$PWD/mnt"
+        # Nobody waits any more, after a moment.
+        waits() { pgrep -f 'fusermount3 -u -z -- "\$0" '"$PWD/mnt"; }
+        for i in $(seq 100); do waits || break; sleep 0.1; done
+        ! waits
         "#;
     let mut command = Command::new("timeout");
     command.args(["60", "unshare", "-m", "sh", "-euxc", script]).arg(env!("CARGO_BIN_EXE_unionfs"));

@@ -354,7 +354,8 @@ fn a_crash_leaves_a_stack_that_can_be_mounted() {
         rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
         let frozen = freezing.join().unwrap();
         // Unless another test has looked for live mounts meanwhile.
-        let record = std::fs::read_to_string(format!("/run/unionfs/{}.json", daemon.as_raw_nonzero()));
+        let record =
+            std::fs::read_to_string(crate::common::record_of(daemon.as_raw_nonzero().get().cast_unsigned()));
         let frozen = frozen || record.is_ok_and(|record| record.contains("/upper.1\""));
         union.unmount();
         // Both stacks show the same, as nothing was changed since.

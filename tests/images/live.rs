@@ -1,9 +1,10 @@
 //! What live mounts tell of themselves.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::common::files::*;
-use crate::common::{Union, daemon_of, run, text, unionfs, wait_for};
+use crate::common::{Union, daemon_of, record_of, run, text, unionfs, wait_for};
 use crate::need_unionfs;
 
 fn json(args: &[&Path]) -> serde_json::Value {
@@ -38,7 +39,8 @@ fn what_a_killed_daemon_leaves_is_removed() {
     need_unionfs!();
     let mut union = Union::new(1).mounted();
     let pid = daemon_of(&union.mnt()).unwrap();
-    let files = [format!("/run/unionfs/{pid}.json"), format!("/run/unionfs/{pid}.sock")];
+    let record = record_of(pid);
+    let files = [record.with_extension("sock"), record];
     assert!(files.iter().all(exists));
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(pid as i32).unwrap(),
@@ -59,6 +61,57 @@ fn what_a_killed_daemon_leaves_is_removed() {
     // Another test may have looked as well.
     assert_eq!(listed(&union.mnt()), None);
     assert!(!files.iter().any(exists));
+}
+
+#[test]
+fn mounts_of_other_process_namespaces_are_told_from_dead_ones() {
+    need_unionfs!();
+    let inside = |args: &[&str]| {
+        let mut command = Command::new("timeout");
+        command.args(["60", "unshare", "--pid", "--fork", "--mount-proc"]);
+        command.args(args);
+        command
+    };
+    // Who looks from another one does not see our process.
+    let mut union = Union::new(1).mounted();
+    let pid = daemon_of(&union.mnt()).unwrap();
+    let mnt = union.mnt().to_str().unwrap().to_owned();
+    let out = inside(&[env!("CARGO_BIN_EXE_unionfs"), "list", "--json"]).output().unwrap();
+    let seen: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout).unwrap();
+    let seen = seen.iter().find(|state| state["mountpoint"] == *mnt).unwrap();
+    assert_eq!((&seen["pid"], &seen["live"]), (&0.into(), &true.into()));
+    assert!(exists(record_of(pid)));
+    assert_eq!(listed(&union.mnt()).unwrap()["pid"], pid);
+    union.unmount();
+
+    // And one inside is seen from here by the number that it has here.
+    let mut union = Union::new(1);
+    let mnt = union.mnt();
+    let mut mount = Command::new("timeout");
+    mount.args([
+        "60",
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        env!("CARGO_BIN_EXE_unionfs"),
+        "mount",
+        "-f",
+    ]);
+    mount.arg("--work").args([union.work(""), union.lower(0, ""), union.upper(""), mnt.clone()]);
+    let mut mount = mount.spawn().unwrap();
+    let limit = std::time::Duration::from_secs(10);
+    assert!(wait_for(limit, || listed(&mnt).is_some()));
+    let state = listed(&mnt).unwrap();
+    let pid = u32::try_from(state["pid"].as_u64().unwrap()).unwrap();
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(String::from_utf8_lossy(&command).contains(mnt.to_str().unwrap()) && pid > 1, "{state}");
+    let process = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+    mount.wait().unwrap();
+    assert!(wait_for(limit, || listed(&mnt).is_some_and(|state| state["live"] == false)));
+    union.unmount();
+    assert_eq!(listed(&mnt), None);
 }
 
 #[test]
