@@ -12,14 +12,21 @@ use super::{Attr, DirEntry, ROOT, UnionFs};
 use crate::error::{Errno, Result};
 use crate::layer::stack::Role;
 use crate::merge::listing::{self, Entry};
+use crate::merge::lowers::Parts;
 use crate::node::Node;
 use crate::node::listings::{END, Place};
-use crate::sys::{ahead, file};
+use crate::sys::ahead::{self, Watch};
+use crate::sys::file;
 
-/// So many files of a directory are read ahead at a time.
+/// So many entries of a directory are read ahead at a time.
 const MOST_AHEAD: usize = 256;
+/// So many directories in all parts of a directory.
+const MOST_IN_PARTS: usize = 1024;
 /// `.` and `..` come before the entries.
 const DOTS: usize = 2;
+
+/// What is done with an entry of a directory. It is given the place behind the entry, and the entries from this one on.
+type Each<'a> = dyn FnMut(&Arc<Node>, u64, &Entry, &[Entry]) -> bool + 'a;
 
 impl UnionFs {
     /// Gives the entries of a directory from `offset` on (0, or the `next` of an entry) until `sink` returns true: that
@@ -29,7 +36,7 @@ impl UnionFs {
     /// # Errors
     /// Those of reading the layers; ENOENT for a removed directory.
     pub fn readdir(&self, ino: u64, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
-        self.walk(ino, offset, &mut |dir, next, entry| {
+        self.walk(ino, offset, &mut |dir, next, entry, _| {
             let ino = match self.told_number(dir, entry) {
                 Some(ino) => ino,
                 // Gone since it was listed, or not to be read: what it is no longer matters.
@@ -73,7 +80,9 @@ impl UnionFs {
         files: bool,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Attr>) -> bool,
     ) -> Result<()> {
-        self.walk(ino, offset, &mut |dir, next, entry| {
+        // Who lists a directory in another, most often goes on with the others in it.
+        let mut watch = None;
+        self.walk(ino, offset, &mut |dir, next, entry, rest| {
             if entry.name.as_encoded_bytes() == b"." || entry.name.as_encoded_bytes() == b".." {
                 let ino = entry.ino.unwrap_or(ROOT);
                 return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
@@ -83,6 +92,10 @@ impl UnionFs {
                 && let Some(ino) = self.told_number(dir, entry)
             {
                 return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
+            }
+            if let Ok(parts) = dir.parts() {
+                let watch = watch.get_or_insert_with(|| Watch::of_merged(parts.dirs().len()));
+                watch.step(|| in_parts(&parts, rest, files));
             }
             let child = self.child(dir, &entry.name);
             match child.and_then(|(node, st)| self.attr(&node, &st).map(|attr| (node, attr))) {
@@ -103,12 +116,8 @@ impl UnionFs {
         })
     }
 
-    fn walk(
-        &self,
-        ino: u64,
-        offset: u64,
-        each: &mut dyn FnMut(&Arc<Node>, u64, &Entry) -> bool,
-    ) -> Result<()> {
+    /// Calls `each` for the entries from `offset` on until it returns true.
+    fn walk(&self, ino: u64, offset: u64, each: &mut Each<'_>) -> Result<()> {
         let Some(place) = Place::at(offset) else { return Ok(()) };
         let dir = self.node(ino)?;
         let kept = if offset == 0 { None } else { self.listings.get(place.listing, ino) };
@@ -135,7 +144,7 @@ impl UnionFs {
             let _names = dir.names.read();
             rest.all(|(entry, at)| {
                 let next = if at == last { END } else { Place { listing: number, index: at + 1 }.offset() };
-                !each(&dir, next, entry)
+                !each(&dir, next, entry, listing.get(at.saturating_sub(DOTS)..).unwrap_or_default())
             })
         };
         match (all, is_kept) {
@@ -205,4 +214,17 @@ impl UnionFs {
         }
         Ok(())
     }
+}
+
+/// The directories among these entries of a merged directory, in all its parts; the `files` where they are.
+fn in_parts<'a>(parts: &Parts, entries: &'a [Entry], files: bool) -> Vec<(Arc<OwnedFd>, &'a OsStr)> {
+    let fds: Vec<_> =
+        parts.dirs().iter().filter_map(|part| part.fd().ok().map(|fd| (part.layer(), fd))).collect();
+    let is_dir = |entry: &Entry| entry.kind == FileType::Directory;
+    let entries = entries.iter().filter(|entry| files || is_dir(entry)).take(MOST_AHEAD);
+    let each = entries.flat_map(|entry| {
+        let fds = fds.iter().filter(move |(layer, _)| is_dir(entry) || *layer == entry.layer);
+        fds.map(move |(_, fd)| (Arc::clone(fd), &*entry.name))
+    });
+    each.take(MOST_IN_PARTS).collect()
 }

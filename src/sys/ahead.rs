@@ -35,13 +35,21 @@ pub(super) const SYS_CACHESTAT: libc::c_long = 451;
 pub struct Watch {
     /// When it was stepped last; `None` once there is nothing more to do.
     last: Option<Instant>,
+    /// What takes longer was waited for.
+    limit: Duration,
     slow: u32,
 }
 
 impl Watch {
     /// Begins now. `count`: so many directories will be looked at.
     pub fn new(count: usize) -> Self {
-        Self { last: (count >= FEW).then(Instant::now), slow: 0 }
+        Self { last: (count >= FEW).then(Instant::now), limit: SLOW, slow: 0 }
+    }
+
+    /// Begins now, for merged directories of so many parts each.
+    pub fn of_merged(parts: usize) -> Self {
+        let limit = SLOW.saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX));
+        Self { last: Some(Instant::now()), limit, slow: 0 }
     }
 
     /// To be called between two directories. `rest` gives those to come, each as a name in another one; it is called
@@ -49,7 +57,7 @@ impl Watch {
     pub fn step<'a>(&mut self, rest: impl FnOnce() -> Vec<(Arc<OwnedFd>, &'a OsStr)>) {
         let Some(last) = self.last else { return };
         let now = Instant::now();
-        self.slow += u32::from(now - last > SLOW);
+        self.slow += u32::from(now - last > self.limit);
         self.last = Some(now);
         if self.slow >= SLOW_ONES {
             self.last = None;
@@ -119,7 +127,8 @@ pub fn read_files(files: &[(Arc<OwnedFd>, &OsStr)]) {
     });
 }
 
-/// Brings directories, their attributes and entries into memory. What fails, will fail again when it is needed.
+/// Brings directories, their attributes and entries into memory; of other objects what a lookup reads. What fails, will
+/// fail again when it is needed.
 fn read(dirs: &[(Arc<OwnedFd>, &OsStr)]) {
     each(dirs, touch);
 }
@@ -153,6 +162,26 @@ fn touch(parent: &OwnedFd, name: &OsStr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_that_were_waited_for_are_enough() {
+        let parts = 4;
+        let slow = || std::thread::sleep(SLOW * parts * 2);
+        let mut watch = Watch::of_merged(parts as usize);
+        let asked = std::cell::Cell::new(0);
+        let rest = || {
+            asked.set(asked.get() + 1);
+            Vec::new()
+        };
+        slow();
+        watch.step(rest);
+        assert_eq!(asked.get(), 0, "one is an accident");
+        slow();
+        watch.step(rest);
+        slow();
+        watch.step(rest);
+        assert_eq!(asked.get(), 1);
+    }
 
     #[test]
     fn files_come_into_memory() {
