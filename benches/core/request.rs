@@ -13,7 +13,7 @@ fn read_file(fs: &UnionFs, dir: u64, buffer: &mut [u8]) {
     let attr = fs.lookup(dir, OsStr::new("file")).unwrap();
     fs.getattr(attr.ino, None).unwrap();
     let opened = fs.open_file(&Caller::daemon(), attr.ino, libc::O_RDONLY, &mut |_| None).unwrap();
-    assert_eq!(fs.read(opened.fh, 0, buffer).unwrap(), buffer.len());
+    assert_eq!(fs.read(opened.fh, 0, buffer).unwrap().0, buffer.len());
     fs.release(opened.fh);
     fs.forget(attr.ino, 1);
 }

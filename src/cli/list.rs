@@ -12,7 +12,8 @@ use crate::inspect::state::{self, Listed};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Root sees the mounts of all users, others their own and those of root. One whose process has died is listed as dead
-until it is unmounted or another is mounted in its place.
+until it is unmounted or another is mounted in its place. One in a process namespace that cannot be seen from here has
+the number ?, and 0 with --json.
 
 Example:
   unionfs list"
@@ -61,7 +62,11 @@ fn row(Listed { state: mount, live }: &Listed) -> [String; 4] {
     let layers: Vec<String> = [upper, init, Some(lowers)].into_iter().flatten().collect();
     let mountpoint = PathBuf::from(&mount.mountpoint).display().to_string();
     let line = |text: &str| printable(text).replace('\n', "?");
-    let pid = if *live { mount.pid.to_string() } else { "dead".to_owned() };
+    let pid = match mount.pid {
+        _ if !*live => "dead".to_owned(),
+        0 => "?".to_owned(),
+        pid => pid.to_string(),
+    };
     [line(&mountpoint), pid, time(mount.since), line(&layers.join(", "))]
 }
 

@@ -18,11 +18,10 @@ impl UnionFs {
     /// ESTALE for an unknown inode.
     pub fn getattr(&self, ino: u64, fh: Option<u64>) -> Result<Attr> {
         let node = self.node(ino)?;
-        let st = match fh.map(|fh| self.files.get(fh)) {
-            Some(Ok(open)) if open.node.ino == ino && node.with(|s| s.data.is_none()) => {
-                node.in_union(file::stat_fd(&*open.fd(self.index())?)?)
-            }
-            _ => node.stat(self.index())?,
+        let open = fh.and_then(|fh| self.files.get(fh).ok()).filter(|open| open.node.ino == ino);
+        let st = match open.filter(|open| open.real().is_some() && node.with(|s| s.data.is_none())) {
+            Some(open) => node.in_union(file::stat_fd(&*self.real(&open)?.fd)?),
+            None => node.stat(self.index())?,
         };
         self.attr(&node, &st)
     }
@@ -62,7 +61,7 @@ impl UnionFs {
         }
         let by_handle = fh.and_then(|fh| self.files.get(fh).ok()).filter(|open| open.writes());
         let fd = match by_handle {
-            Some(open) => open.fd(self.index())?,
+            Some(open) => self.real(&open)?.fd,
             None => Arc::new(node.open(self.index(), OFlags::WRONLY, false)?.0),
         };
         self.change_blocks(node, &*fd, 0, || rustix::fs::ftruncate(&*fd, size))?;

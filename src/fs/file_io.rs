@@ -6,17 +6,28 @@ use super::up::Need;
 use super::{Caller, UnionFs};
 use crate::error::{Errno, Result};
 use crate::layer::stack::Role;
-use crate::node::files::OpenFile;
+use crate::node::files::{OpenFile, Real};
+use crate::sys::ahead;
 use crate::sys::copy::{read_full_at, write_some_at};
 
 impl UnionFs {
-    /// Fills the buffer as far as the file goes; gives the bytes read.
+    /// The real file behind an open one.
+    pub(super) fn real(&self, open: &OpenFile) -> Result<Real> {
+        open.reach(self.index(), |layer| self.noatime || !self.stack.in_place(layer))
+    }
+
+    /// Fills the buffer as far as the file goes; gives the bytes read, and when they had to be waited for the directory
+    /// that the file is in.
     ///
     /// # Errors
-    /// Those of pread(2).
-    pub fn read(&self, fh: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    /// Those of pread(2), and of open(2) for a lower file that is read the first time.
+    pub fn read(&self, fh: u64, offset: u64, buf: &mut [u8]) -> Result<(usize, Option<u64>)> {
         let open = self.files.get(fh)?;
-        read_full_at(&*open.fd(self.index())?, buf, offset, open.size)
+        let is_first = open.real().is_none();
+        let real = self.real(&open)?;
+        let is_cold = is_first && real.size > 0 && ahead::is_cold(&*real.fd);
+        let cold = open.node.any_link().filter(|_| is_cold).map(|link| link.parent.ino);
+        Ok((read_full_at(&*real.fd, buf, offset, real.size)?, cold))
     }
 
     /// Writes; gives the bytes written and whether the mode changed.
@@ -33,7 +44,7 @@ impl UnionFs {
         }
         self.reach(&open)?;
         let _content = open.node.hold_still();
-        let fd = open.fd(self.index())?;
+        let fd = self.real(&open)?.fd;
         // Without CAP_FSETID of our own the write itself clears them.
         let killer = match killer {
             Some(caller) if self.stack.stat(open.node.layer(), &*fd)?.has_setid() => Some(caller),
@@ -73,7 +84,7 @@ impl UnionFs {
             let (own, _) = open.node.open_here(self.index(), OFlags::RDONLY, true)?;
             return rustix::fs::fsync(own);
         }
-        let fd = open.fd(self.index())?;
+        let fd = self.real(&open)?.fd;
         if datasync { rustix::fs::fdatasync(&*fd) } else { rustix::fs::fsync(&*fd) }
     }
 
@@ -89,7 +100,7 @@ impl UnionFs {
         }
         self.reach(&open)?;
         let _content = open.node.hold_still();
-        let fd = open.fd(self.index())?;
+        let fd = self.real(&open)?.fd;
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
         // What is made a hole, or taken out, takes nothing.
         let shrinks = FallocateFlags::PUNCH_HOLE | FallocateFlags::COLLAPSE_RANGE;
@@ -110,7 +121,7 @@ impl UnionFs {
             libc::SEEK_HOLE => SeekFrom::Hole(at),
             _ => return Err(Errno::INVAL),
         };
-        let found = rustix::fs::seek(&*open.fd(self.index())?, from)?;
+        let found = rustix::fs::seek(&*self.real(&open)?.fd, from)?;
         i64::try_from(found).map_err(|_| Errno::OVERFLOW)
     }
 
@@ -134,7 +145,7 @@ impl UnionFs {
         }
         self.reach(&to)?;
         let _content = to.node.hold_still();
-        let (source, target) = (from.fd(self.index())?, to.fd(self.index())?);
+        let (source, target) = (self.real(&from)?.fd, self.real(&to)?.fd);
         let (mut from_offset, mut to_offset) = (from_offset, to_offset);
         // The answer has 32 bits.
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);

@@ -42,6 +42,7 @@ use crate::node::files::{Handles, OpenFile};
 use crate::node::listings::Listings;
 use crate::node::{Missing, Node, State, Table};
 pub use crate::sys::Backing;
+use crate::sys::cred;
 pub use crate::sys::cred::Caller;
 pub use crate::sys::file::SetTime;
 pub use crate::sys::flags::Extended;
@@ -68,8 +69,6 @@ pub struct Opened {
     /// The kernel's copy of the attributes must be dropped: opening changed the mode (O_TRUNC clears
     /// set-ID bits), or a mapping may change times and blocks from now on.
     pub attributes_changed: bool,
-    /// Opened to be read, and not in memory: the directory that it is in.
-    pub cold: Option<u64>,
 }
 
 /// Attributes to set; `None` and `Keep` leave one as it is.
@@ -119,6 +118,8 @@ pub struct UnionFs {
     /// Files are opened so that each write is on the device before it returns.
     sync: bool,
     noatime: bool,
+    /// Lower files are opened when they are read: they are not passed through, and nothing forbids to.
+    opens_later: bool,
     /// How often a mode was changed, each time under the lock on the file's I/O.
     chmods: AtomicU64,
     /// There are POSIX ACLs.
@@ -167,6 +168,7 @@ impl UnionFs {
         state.parts = found.parts.into();
         let (root, _) = table.admit(ROOT, FileType::Directory, layer, || state);
         let for_comparison = options.for_comparison && !stack.is_writable();
+        let opens_later = stack.is_writable() && cred::is_host_admin();
         Ok(Self {
             stack,
             table,
@@ -179,6 +181,7 @@ impl UnionFs {
             keep_links: options.index,
             sync: options.sync && !options.volatile,
             noatime: options.atime == Atime::No,
+            opens_later,
             chmods: AtomicU64::new(0),
             acl: options.acl,
             quota,

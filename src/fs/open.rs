@@ -11,10 +11,10 @@ use super::up::Need;
 use super::{Attr, Caller, MakeBacking, Opened, UnionFs};
 use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
+use crate::layer::stack::Role;
 use crate::layer::upper::Writable;
 use crate::node::Node;
-use crate::node::files::OpenFile;
-use crate::sys::ahead;
+use crate::node::files::{OpenFile, Real};
 use crate::sys::file::{self, Stat};
 
 /// The flags to open the real file with. The kernel appends and does O_DIRECT by itself, and it may read
@@ -45,6 +45,12 @@ impl UnionFs {
         } else {
             None
         };
+        if self.opens_later && real == OFlags::RDONLY && !truncate {
+            let layer = node.content_layer();
+            if self.stack.role(layer) == Role::Lower {
+                return Ok(self.open_later(node, real));
+            }
+        }
         let _still = node.hold_still().filter(|_| truncate);
         // Taken before the file is opened: when it is copied up or its mode changed meanwhile, that is found out.
         let layer = node.content_layer();
@@ -70,6 +76,15 @@ impl UnionFs {
         let mut opened = self.opened(&node, (flags, real), (layer, fd), (st, chmods), make)?;
         opened.attributes_changed |= mode_changed;
         Ok(opened)
+    }
+
+    /// Opens a lower file to be read in a writable mount, without the real one: that is for the first who reads what the
+    /// kernel does not have in memory. Whether the caller may read it is the kernel's to say, and we may.
+    fn open_later(&self, node: Arc<Node>, flags: OFlags) -> Opened {
+        // It is not passed through: see `opened`.
+        let (_, keep_cache) = node.io().open(false, false, || None);
+        let fh = self.files.add(OpenFile::new(node, flags, None, false));
+        Opened { fh, backing: None, keep_cache, attributes_changed: false }
     }
 
     /// Refuses to change the data of a file that handles from before its layer was frozen still read by the kernel
@@ -140,11 +155,9 @@ impl UnionFs {
             }
             (backing, keep_cache, stray)
         };
-        let reads = !real.contains(OFlags::RDWR) && st.size > 0;
-        let cold =
-            if reads && ahead::is_cold(&*fd) { node.any_link().map(|link| link.parent.ino) } else { None };
-        let open = OpenFile::new(node.clone(), real, (layer, fd), st.size, backing.is_some());
-        Ok(Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed, cold })
+        let open = Real { fd, layer, size: st.size };
+        let open = OpenFile::new(node.clone(), real, Some(open), backing.is_some());
+        Ok(Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed })
     }
 
     /// Lets go of an open file.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Backing, ROOT, UnionFs};
 use crate::error::{Errno, Result};
 use crate::layer::dir::LayerId;
-use crate::node::files::OpenFile;
+use crate::node::files::{OpenFile, Real};
 use crate::node::{Node, State};
 use crate::sys::file;
 
@@ -179,7 +179,8 @@ impl UnionFs {
                 io.set_real((st.dev, st.ino), &fd);
             }
         }
-        self.files.put(record.fh, OpenFile::new(node.clone(), flags, (layer, fd), st.size, record.passed));
+        let real = Real { fd, layer, size: st.size };
+        self.files.put(record.fh, OpenFile::new(node.clone(), flags, Some(real), record.passed));
         Ok(())
     }
 }

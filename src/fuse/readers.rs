@@ -87,13 +87,18 @@ impl Readers {
         }
     }
 
-    /// Notes that a thread opens a file to read it. `cold`: the directory that it is in, if it is not in memory. Gives
-    /// whether files after it should be read ahead.
-    pub fn opens(&self, thread: u32, cold: Option<u64>) -> bool {
+    /// Notes that a thread opens a file.
+    pub fn opens(&self, thread: u32) {
+        if let Some(reader) = self.0.lock().get_mut(&thread) {
+            reader.unread = 0;
+        }
+    }
+
+    /// Notes that a thread waits for a file in a directory to be read. Gives whether files after it should be read ahead.
+    pub fn waits(&self, thread: u32, directory: u64) -> bool {
         let mut readers = self.0.lock();
         let Some(reader) = readers.get_mut(&thread) else { return false };
-        reader.unread = 0;
-        let waits = cold.is_some_and(|directory| reader.listed.contains(&directory));
+        let waits = reader.listed.contains(&directory);
         reader.waited = reader.waited.saturating_add(u32::from(waits));
         waits && reader.waited >= WAITED
     }
@@ -132,10 +137,11 @@ mod tests {
     #[test]
     fn content_is_for_those_who_waited() {
         let readers = Readers::default();
-        assert!(!readers.opens(1, Some(10)), "it has listed nothing");
+        assert!(!readers.waits(1, 10), "it has listed nothing");
         readers.lists(1, 10);
-        assert!(![Some(99), None, Some(10), Some(10)].into_iter().any(|cold| readers.opens(1, cold)));
-        assert!(readers.opens(1, Some(10)));
+        assert!(![99, 10, 10].into_iter().any(|directory| readers.waits(1, directory)));
+        assert!(readers.waits(1, 10));
+        readers.opens(1);
         assert!((0..UNREAD).all(|_| readers.lists(1, 11).content));
         assert!(!readers.lists(1, 11).content);
     }

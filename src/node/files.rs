@@ -22,22 +22,25 @@ pub struct OpenFile {
     flags: OFlags,
     /// The kernel does reads and writes by itself.
     pub passed: bool,
-    /// The real file's size in bytes when it was opened.
+    /// The real file, once it is open.
+    real: RwLock<Option<Real>>,
+}
+
+/// A real file that is open.
+#[derive(Debug, Clone)]
+pub struct Real {
+    /// It.
+    pub fd: Arc<OwnedFd>,
+    /// The layer that it is in.
+    pub layer: LayerId,
+    /// Its size in bytes when it was opened.
     pub size: u64,
-    /// The real file and the layer it is in.
-    real: RwLock<(LayerId, Arc<OwnedFd>)>,
 }
 
 impl OpenFile {
-    /// An open file on `fd`, which lies in `layer`.
-    pub fn new(
-        node: Arc<Node>,
-        flags: OFlags,
-        (layer, fd): (LayerId, Arc<OwnedFd>),
-        size: u64,
-        passed: bool,
-    ) -> Self {
-        Self { node, flags, passed, size, real: RwLock::new((layer, fd)) }
+    /// An open file. `real`: the real one, if it is open already.
+    pub fn new(node: Arc<Node>, flags: OFlags, real: Option<Real>, passed: bool) -> Self {
+        Self { node, flags, passed, real: RwLock::new(real) }
     }
 
     /// Access mode and status flags of the real file.
@@ -50,22 +53,25 @@ impl OpenFile {
         self.flags.intersects(OFlags::WRONLY | OFlags::RDWR)
     }
 
-    /// The real file: when its data was copied up since it was opened, the copy.
+    /// The real file, if it is open: when its data was copied up since, that of before.
+    pub fn real(&self) -> Option<Real> {
+        self.real.read().clone()
+    }
+
+    /// The real file, opened if need be: when its data was copied up since it was opened, the copy. `noatime`: whether
+    /// reading a file of this layer leaves its access time.
     ///
     /// # Errors
-    /// Those of opening the copy.
-    pub fn fd(&self, index: Option<&Arc<Dir>>) -> Result<Arc<OwnedFd>> {
+    /// Those of opening it.
+    pub fn reach(&self, index: Option<&Arc<Dir>>, noatime: impl FnOnce(LayerId) -> bool) -> Result<Real> {
         let layer = self.node.content_layer();
-        {
-            let real = self.real.read();
-            if real.0 == layer {
-                return Ok(real.1.clone());
-            }
+        if let Some(real) = self.real.read().as_ref().filter(|real| real.layer == layer) {
+            return Ok(real.clone());
         }
-        let (fd, _) = self.node.open(index, self.flags, false)?;
-        let fd = Arc::new(fd);
-        *self.real.write() = (layer, fd.clone());
-        Ok(fd)
+        let (fd, st) = self.node.open(index, self.flags, noatime(layer))?;
+        let real = Real { fd: Arc::new(fd), layer, size: st.size };
+        *self.real.write() = Some(real.clone());
+        Ok(real)
     }
 }
 

@@ -51,6 +51,36 @@ fn lower_files_are_cached_until_the_last_handle_from_before_copy_up_is_gone() {
 }
 
 #[test]
+fn lower_files_are_opened_when_they_are_read() {
+    let t =
+        Tree::new(&["d d\nf d/gone text\nf d/moved text\nf d/over text\nf d/changed text\nf d/still text"]);
+    let u = t.open();
+    let fds = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let early: Vec<u64> = ["gone", "moved", "over", "changed", "still"]
+        .map(|name| u.open(&format!("d/{name}"), 0).unwrap())
+        .into();
+    // Other tests of this process open files, too, but not as many.
+    let before = fds();
+    let many: Vec<u64> = (0..300).map(|_| u.open("d/still", libc::O_RDONLY).unwrap()).collect();
+    assert!(fds() < before + 200);
+    many.into_iter().for_each(|fh| u.fs.release(fh));
+    // Whatever happens to the file, its content is found.
+    u.unlink("d/gone").unwrap();
+    u.put("other", "other").unwrap();
+    u.rename("other", "d/over").unwrap();
+    u.rename("d/moved", "away").unwrap();
+    u.write("d/changed", "new text").unwrap();
+    u.rename("d", "e").unwrap();
+    for (fh, wanted) in early.into_iter().zip(["text", "text", "text", "new text", "text"]) {
+        for _ in 0..2 {
+            assert_eq!(String::from_utf8(u.read_fh(fh).unwrap()).unwrap(), wanted);
+        }
+        u.fs.release(fh);
+    }
+    assert_eq!(u.fs.counts().1, 0);
+}
+
+#[test]
 fn a_lower_file_opened_for_writing_is_passed_to_its_copy() {
     let t = Tree::new(&["f f text"]);
     let u = t.open();

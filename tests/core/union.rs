@@ -89,7 +89,7 @@ impl Union {
 
     pub fn read_fh(&self, fh: u64) -> Result<Vec<u8>> {
         let mut buf = vec![0; 1 << 16];
-        let n = self.fs.read(fh, 0, &mut buf)?;
+        let (n, _) = self.fs.read(fh, 0, &mut buf)?;
         buf.truncate(n);
         Ok(buf)
     }

@@ -14,11 +14,7 @@ impl Within<'_> {
         let ino = request.header.nodeid;
         let opened = self.fs.open_file(&request.caller(0), ino, flags, &mut |fd| self.make_backing(fd))?;
         self.forget_attributes_if(opened.attributes_changed, ino);
-        if self.readers.opens(request.header.pid, opened.cold)
-            && let Some(directory) = opened.cold
-        {
-            self.ahead.read(&self.gate, directory, Some(ino));
-        }
+        self.readers.opens(request.header.pid);
         body.put(&opened_out(&opened))
     }
 
@@ -36,8 +32,13 @@ impl Within<'_> {
         let wire::ReadIn { fh, offset, size, .. } = request.fixed()?;
         let room = body.room();
         let size = room.len().min(size as usize);
-        let count = self.fs.read(fh, offset, &mut room[..size])?;
+        let (count, cold) = self.fs.read(fh, offset, &mut room[..size])?;
         body.filled(count);
+        if let Some(directory) = cold
+            && self.readers.waits(request.header.pid, directory)
+        {
+            self.ahead.read(&self.gate, directory, Some(request.header.nodeid));
+        }
         Ok(())
     }
 
