@@ -162,16 +162,7 @@ fn foreground_ends_on_a_signal() {
     let u = Union::new(1);
     put(u.lower(0, "f"), "x");
     for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
-        let mut child = common::unionfs()
-            .args(["mount", "--foreground"])
-            .arg("--work")
-            .arg(u.work(""))
-            .arg(u.lower_list())
-            .arg(u.upper(""))
-            .arg(u.mnt())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = u.command().arg("--foreground").stderr(Stdio::null()).spawn().unwrap();
         let up = wait_for(Duration::from_secs(10), || common::is_mounted(&u.mnt()));
         let read = up.then(|| get(u.at("f")));
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
@@ -192,17 +183,7 @@ fn serves_where_its_session_began_outside() {
     // Of a process whose session's leader is in the process namespace above, getsid(2) says 0.
     let mut u = Union::new(1);
     put(u.lower(0, "f"), "x");
-    let mut child = Command::new("timeout")
-        .args(["60", "unshare", "--pid", "--fork", "--kill-child"])
-        .arg(env!("CARGO_BIN_EXE_unionfs"))
-        .args(["mount", "--foreground"])
-        .arg("--work")
-        .arg(u.work(""))
-        .arg(u.lower_list())
-        .arg(u.upper(""))
-        .arg(u.mnt())
-        .spawn()
-        .unwrap();
+    let mut child = u.command_inside().spawn().unwrap();
     let up = wait_for(Duration::from_secs(10), || common::is_mounted(&u.mnt()));
     let read = up.then(|| std::fs::read(u.at("f")));
     if up {

@@ -39,7 +39,14 @@ pub fn record(state: Option<MountState>, mounted: &Mounted) -> Option<Recorded> 
     if let Err(e) = control::serve(&recorded.socket(), move |request, asker| answers.answer(request, asker)) {
         tracing::warn!("unionfs inspect will not show the statistics of this mount: {e}");
     }
-    state::record(&state).map_err(not_listed).ok()?
+    match recorded.write(&state) {
+        Ok(()) => Some(recorded),
+        Err(e) => {
+            not_listed(e);
+            recorded.remove();
+            None
+        }
+    }
 }
 
 /// The mount has ended.
@@ -139,7 +146,7 @@ impl Answers {
 }
 
 fn note(state: &MountState) -> Result<()> {
-    state::record(state).map(drop).map_err(|e| errno(&e))
+    state::record(state).map_err(|e| errno(&e))
 }
 
 fn reach(from: &OwnedFd, way: &Way) -> Result<OwnedFd> {

@@ -19,7 +19,7 @@ impl UnionFs {
     pub fn getattr(&self, ino: u64, fh: Option<u64>) -> Result<Attr> {
         let node = self.node(ino)?;
         let open = fh.and_then(|fh| self.files.get(fh).ok()).filter(|open| open.node.ino == ino);
-        let st = match open.filter(|open| open.real().is_some() && node.with(|s| s.data.is_none())) {
+        let st = match open.filter(|open| open.is_reached() && node.with(|s| s.data.is_none())) {
             Some(open) => node.in_union(file::stat_fd(&*self.real(&open)?.fd)?),
             None => node.stat(self.index())?,
         };

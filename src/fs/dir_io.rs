@@ -1,7 +1,6 @@
 //! readdir, readdirplus, fsyncdir. Directories are not opened: what a reader has begun to read is found again by
 //! the place where he goes on.
 
-use std::collections::{HashMap, hash_map};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use crate::sys::file;
 
 /// So many entries of a directory are read ahead at a time.
 const MOST_AHEAD: usize = 256;
-/// So many directories in all parts of a directory.
+/// So many names in its parts.
 const MOST_IN_PARTS: usize = 1024;
 /// `.` and `..` come before the entries.
 const DOTS: usize = 2;
@@ -93,10 +92,9 @@ impl UnionFs {
             {
                 return sink(DirEntry { ino, next, kind: entry.kind, name: &entry.name }, None);
             }
-            if let Ok(parts) = dir.parts() {
-                let watch = watch.get_or_insert_with(|| Watch::of_merged(parts.dirs().len()));
-                watch.step(|| in_parts(&parts, rest, files));
-            }
+            let parts = || dir.parts().unwrap_or_default();
+            let watch = watch.get_or_insert_with(|| Watch::of_merged(parts().dirs().len()));
+            watch.step(|| in_parts(&parts(), rest.iter().filter(|e| files || e.kind == FileType::Directory)));
             let child = self.child(dir, &entry.name);
             match child.and_then(|(node, st)| self.attr(&node, &st).map(|attr| (node, attr))) {
                 Ok((node, attr)) => {
@@ -181,19 +179,7 @@ impl UnionFs {
         let listing = listing::list(&self.stack, &parts, false)?;
         let behind = after.and_then(|link| listing.iter().position(|entry| *entry.name == *link.name));
         let files = listing[behind.map_or(0, |at| at + 1)..].iter();
-        let mut fds = HashMap::new();
-        let mut found = Vec::new();
-        for entry in files.filter(|entry| entry.kind == FileType::RegularFile).take(MOST_AHEAD) {
-            let fd: &Arc<OwnedFd> = match fds.entry(entry.layer) {
-                hash_map::Entry::Occupied(known) => known.into_mut(),
-                hash_map::Entry::Vacant(new) => {
-                    let part = parts.dirs().iter().find(|part| part.layer() == entry.layer);
-                    new.insert(part.ok_or(Errno::NOENT)?.fd()?)
-                }
-            };
-            found.push((Arc::clone(fd), &*entry.name));
-        }
-        ahead::read_files(&found);
+        ahead::read_files(&in_parts(&parts, files.filter(|entry| entry.kind == FileType::RegularFile)));
         Ok(())
     }
 
@@ -216,14 +202,13 @@ impl UnionFs {
     }
 }
 
-/// The directories among these entries of a merged directory, in all its parts; the `files` where they are.
-fn in_parts<'a>(parts: &Parts, entries: &'a [Entry], files: bool) -> Vec<(Arc<OwnedFd>, &'a OsStr)> {
+/// The first of these entries of a merged directory as names in its parts: directories in all, others where they are.
+fn in_parts<'a>(parts: &Parts, entries: impl Iterator<Item = &'a Entry>) -> Vec<(Arc<OwnedFd>, &'a OsStr)> {
     let fds: Vec<_> =
         parts.dirs().iter().filter_map(|part| part.fd().ok().map(|fd| (part.layer(), fd))).collect();
-    let is_dir = |entry: &Entry| entry.kind == FileType::Directory;
-    let entries = entries.iter().filter(|entry| files || is_dir(entry)).take(MOST_AHEAD);
-    let each = entries.flat_map(|entry| {
-        let fds = fds.iter().filter(move |(layer, _)| is_dir(entry) || *layer == entry.layer);
+    let each = entries.take(MOST_AHEAD).flat_map(|entry| {
+        let in_all = entry.kind == FileType::Directory;
+        let fds = fds.iter().filter(move |(layer, _)| in_all || *layer == entry.layer);
         fds.map(move |(_, fd)| (Arc::clone(fd), &*entry.name))
     });
     each.take(MOST_IN_PARTS).collect()

@@ -6,6 +6,7 @@ use super::up::Need;
 use super::{Caller, UnionFs};
 use crate::error::{Errno, Result};
 use crate::layer::stack::Role;
+use crate::node::Node;
 use crate::node::files::{OpenFile, Real};
 use crate::sys::ahead;
 use crate::sys::copy::{read_full_at, write_some_at};
@@ -16,17 +17,22 @@ impl UnionFs {
         open.reach(self.index(), |layer| self.noatime || !self.stack.in_place(layer))
     }
 
-    /// Fills the buffer as far as the file goes; gives the bytes read, and when they had to be waited for the directory
-    /// that the file is in.
+    /// The directory that a file is in, if what is read of it must be waited for.
+    pub(super) fn cold(node: &Node, real: &Real) -> Option<u64> {
+        let link = if real.size > 0 && ahead::is_cold(&*real.fd) { node.any_link() } else { None };
+        link.map(|link| link.parent.ino)
+    }
+
+    /// Fills the buffer as far as the file goes; gives the bytes read. When the file is read the first time and has to be
+    /// waited for, also the directory that it is in.
     ///
     /// # Errors
     /// Those of pread(2), and of open(2) for a lower file that is read the first time.
     pub fn read(&self, fh: u64, offset: u64, buf: &mut [u8]) -> Result<(usize, Option<u64>)> {
         let open = self.files.get(fh)?;
-        let is_first = open.real().is_none();
+        let is_first = !open.is_reached();
         let real = self.real(&open)?;
-        let is_cold = is_first && real.size > 0 && ahead::is_cold(&*real.fd);
-        let cold = open.node.any_link().filter(|_| is_cold).map(|link| link.parent.ino);
+        let cold = if is_first { Self::cold(&open.node, &real) } else { None };
         Ok((read_full_at(&*real.fd, buf, offset, real.size)?, cold))
     }
 

@@ -69,6 +69,9 @@ pub struct Opened {
     /// The kernel's copy of the attributes must be dropped: opening changed the mode (O_TRUNC clears
     /// set-ID bits), or a mapping may change times and blocks from now on.
     pub attributes_changed: bool,
+    /// Opened to be read, and not in memory: the directory that it is in. Of a lower file that is opened later, the first
+    /// [`UnionFs::read`] tells.
+    pub cold: Option<u64>,
 }
 
 /// Attributes to set; `None` and `Keep` leave one as it is.

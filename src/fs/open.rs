@@ -45,11 +45,9 @@ impl UnionFs {
         } else {
             None
         };
-        if self.opens_later && real == OFlags::RDONLY && !truncate {
-            let layer = node.content_layer();
-            if self.stack.role(layer) == Role::Lower {
-                return Ok(self.open_later(node, real));
-            }
+        if self.opens_later && real == OFlags::RDONLY && self.stack.role(node.content_layer()) == Role::Lower
+        {
+            return Ok(self.open_later(node, real));
         }
         let _still = node.hold_still().filter(|_| truncate);
         // Taken before the file is opened: when it is copied up or its mode changed meanwhile, that is found out.
@@ -84,7 +82,7 @@ impl UnionFs {
         // It is not passed through: see `opened`.
         let (_, keep_cache) = node.io().open(false, false, || None);
         let fh = self.files.add(OpenFile::new(node, flags, None, false));
-        Opened { fh, backing: None, keep_cache, attributes_changed: false }
+        Opened { fh, backing: None, keep_cache, attributes_changed: false, cold: None }
     }
 
     /// Refuses to change the data of a file that handles from before its layer was frozen still read by the kernel
@@ -155,9 +153,11 @@ impl UnionFs {
             }
             (backing, keep_cache, stray)
         };
+        let reads = !real.contains(OFlags::RDWR);
         let open = Real { fd, layer, size: st.size };
+        let cold = if reads { Self::cold(node, &open) } else { None };
         let open = OpenFile::new(node.clone(), real, Some(open), backing.is_some());
-        Ok(Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed })
+        Ok(Opened { fh: self.files.add(open), backing, keep_cache, attributes_changed, cold })
     }
 
     /// Lets go of an open file.

@@ -105,7 +105,7 @@ impl MountState {
             version: VERSION,
             pid,
             namespace: owned::process_namespace().unwrap_or(0),
-            started: owned::start_of_own(),
+            started: owned::start_of(pid).filter(|_| owned::sees_namespace()),
             since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             mount_id: None,
             mountpoint: Text::from(&*config.mountpoint.canonicalize()?),
@@ -171,10 +171,10 @@ enum Life {
 }
 
 impl Life {
-    /// Of the process that a state names, which a directory of `owner` holds.
-    fn of(state: &MountState, recorded: &Recorded, owner: u32) -> Self {
-        let seen = owned::start_of_own().is_some() && owned::process_namespace() == Some(state.namespace);
-        if let Some(started) = state.started.filter(|_| seen) {
+    /// Of the process that a state names, which a directory of `owner` holds. `seen`: the namespace whose processes
+    /// we see.
+    fn of(state: &MountState, recorded: &Recorded, owner: u32, seen: Option<u64>) -> Self {
+        if let Some(started) = state.started.filter(|_| seen == Some(state.namespace)) {
             return match owned::start_of(state.pid) {
                 Some(start) if start == started => match owned::user_of_process(state.pid) {
                     Some(user) if user == owner => Self::Live(state.pid),
@@ -284,6 +284,20 @@ impl Recorded {
         self.foreign.is_none_or(|owner| mount.user == Some(owner))
     }
 
+    /// Records the state, whole or not at all.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn write(&self, state: &MountState) -> io::Result<()> {
+        let dir = self.file.parent().ok_or(io::ErrorKind::NotFound)?;
+        let mut file = tempfile::Builder::new()
+            .prefix(".")
+            .permissions(fs::Permissions::from_mode(0o644))
+            .tempfile_in(dir)?;
+        file.write_all(&serde_json::to_vec(state)?)?;
+        file.persist(&self.file).map(drop).map_err(|e| e.error)
+    }
+
     /// The mount has ended.
     pub fn remove(&self) {
         for path in [&self.file, &self.socket()] {
@@ -306,20 +320,12 @@ pub fn place_for(state: &MountState) -> io::Result<Option<Recorded>> {
     Ok(Some(Recorded { file: state.file_in(&dir), foreign: None }))
 }
 
-/// Records the state of a mount, whole or not at all. `None` where there is no place for it.
+/// Records the state of a mount, as [`Recorded::write`] does, where there is a place for it.
 ///
 /// # Errors
 /// Those of writing.
-pub fn record(state: &MountState) -> io::Result<Option<Recorded>> {
-    let Some(recorded) = place_for(state)? else { return Ok(None) };
-    let Some(dir) = recorded.file.parent() else { return Ok(None) };
-    let mut file = tempfile::Builder::new()
-        .prefix(".")
-        .permissions(fs::Permissions::from_mode(0o644))
-        .tempfile_in(dir)?;
-    file.write_all(&serde_json::to_vec(state)?)?;
-    file.persist(&recorded.file).map_err(|e| e.error)?;
-    Ok(Some(recorded))
+pub fn record(state: &MountState) -> io::Result<()> {
+    place_for(state)?.map_or(Ok(()), |recorded| recorded.write(state))
 }
 
 /// A mount as it is found.
@@ -343,6 +349,7 @@ pub fn all() -> Vec<Listed> {
 fn entries() -> Vec<(Recorded, Listed)> {
     let (mut live, mut dead) = (Vec::new(), Vec::new());
     let own = own_directory();
+    let seen = owned::process_namespace().filter(|_| owned::sees_namespace());
     for dir in directories() {
         let mine = own.as_ref() == Some(&dir);
         let Ok(owner) = owned::owner_of_directory(&dir) else { continue };
@@ -359,7 +366,7 @@ fn entries() -> Vec<(Recorded, Listed)> {
                 continue;
             }
             let recorded = Recorded { file: path, foreign };
-            match Life::of(&state, &recorded, owner) {
+            match Life::of(&state, &recorded, owner, seen) {
                 Life::Live(pid) => {
                     state.pid = pid;
                     live.push((recorded, state));

@@ -53,9 +53,9 @@ impl OpenFile {
         self.flags.intersects(OFlags::WRONLY | OFlags::RDWR)
     }
 
-    /// The real file, if it is open: when its data was copied up since, that of before.
-    pub fn real(&self) -> Option<Real> {
-        self.real.read().clone()
+    /// Whether a real file is open: when its data was copied up since, that of before.
+    pub fn is_reached(&self) -> bool {
+        self.real.read().is_some()
     }
 
     /// The real file, opened if need be: when its data was copied up since it was opened, the copy. `noatime`: whether

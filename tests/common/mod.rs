@@ -232,6 +232,15 @@ impl Union {
         command
     }
 
+    /// The command that mounts and serves, as process 1 of a process namespace. The leader of its session is above.
+    pub fn command_inside(&self) -> Command {
+        let serve = self.command();
+        let mut command = Command::new("timeout");
+        command.args(["60", "unshare", "--pid", "--fork", "--kill-child"]).arg(serve.get_program());
+        command.args(serve.get_args()).arg("--foreground");
+        command
+    }
+
     /// Mounts.
     pub fn mount(&mut self) {
         if overlay_backend() {

@@ -66,17 +66,13 @@ fn what_a_killed_daemon_leaves_is_removed() {
 #[test]
 fn mounts_of_other_process_namespaces_are_told_from_dead_ones() {
     need_unionfs!();
-    let inside = |args: &[&str]| {
-        let mut command = Command::new("timeout");
-        command.args(["60", "unshare", "--pid", "--fork", "--mount-proc"]);
-        command.args(args);
-        command
-    };
     // Who looks from another one does not see our process.
     let mut union = Union::new(1).mounted();
     let pid = daemon_of(&union.mnt()).unwrap();
     let mnt = union.mnt().to_str().unwrap().to_owned();
-    let out = inside(&[env!("CARGO_BIN_EXE_unionfs"), "list", "--json"]).output().unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["60", "unshare", "--pid", "--fork", "--mount-proc", env!("CARGO_BIN_EXE_unionfs")]);
+    let out = command.args(["list", "--json"]).output().unwrap();
     let seen: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout).unwrap();
     let seen = seen.iter().find(|state| state["mountpoint"] == *mnt).unwrap();
     assert_eq!((&seen["pid"], &seen["live"]), (&0.into(), &true.into()));
@@ -87,19 +83,7 @@ fn mounts_of_other_process_namespaces_are_told_from_dead_ones() {
     // And one inside is seen from here by the number that it has here.
     let mut union = Union::new(1);
     let mnt = union.mnt();
-    let mut mount = Command::new("timeout");
-    mount.args([
-        "60",
-        "unshare",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        env!("CARGO_BIN_EXE_unionfs"),
-        "mount",
-        "-f",
-    ]);
-    mount.arg("--work").args([union.work(""), union.lower(0, ""), union.upper(""), mnt.clone()]);
-    let mut mount = mount.spawn().unwrap();
+    let mut mount = union.command_inside().spawn().unwrap();
     let limit = std::time::Duration::from_secs(10);
     assert!(wait_for(limit, || listed(&mnt).is_some()));
     let state = listed(&mnt).unwrap();

@@ -93,27 +93,33 @@ fn files_to_come_are_read_ahead() {
     if (numbers.next(), numbers.next()) < (Some(6), Some(5)) {
         return skip("before Linux 6.5 the kernel does not tell what is in memory (cachestat)");
     }
-    let u = Union::new(1);
-    for name in (0..2).flat_map(|d| (0..30).map(move |f| format!("d{d}/f{f}"))) {
-        put(u.lower(0, &name), "x");
-        let file = File::open(u.lower(0, &name)).unwrap();
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    // In a writable mount files are opened when they are read, in others at once.
+    for read_only in [false, true] {
+        let mut u = Union::new(1);
+        for name in (0..2).flat_map(|d| (0..30).map(move |f| format!("d{d}/f{f}"))) {
+            put(u.lower(0, &name), "x");
+            let file = File::open(u.lower(0, &name)).unwrap();
+            file.sync_all().unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+        if read_only {
+            u = u.read_only();
+        }
+        let u = u.mounted();
+        let trace = Trace::begin(&u, "fadvise64");
+        let listed =
+            |d: &str| -> Vec<_> { std::fs::read_dir(u.at(d)).unwrap().map(|e| e.unwrap().path()).collect() };
+        for path in listed("d0").iter().take(3) {
+            std::fs::read(path).unwrap();
+        }
+        listed("d1");
+        let lines = |trace: &Trace| std::fs::read_to_string(&trace.log).unwrap_or_default();
+        let all = wait_for(Duration::from_secs(10), || lines(&trace).matches("FADV_WILLNEED").count() >= 57);
+        let log = lines(&trace);
+        trace.end();
+        // Those behind the three in the first directory, and all of the second.
+        assert!(all && log.matches("/d1/f").count() == 30, "{log}");
     }
-    let u = u.mounted();
-    let trace = Trace::begin(&u, "fadvise64");
-    let listed =
-        |d: &str| -> Vec<_> { std::fs::read_dir(u.at(d)).unwrap().map(|e| e.unwrap().path()).collect() };
-    for path in listed("d0").iter().take(3) {
-        std::fs::read(path).unwrap();
-    }
-    listed("d1");
-    let lines = |trace: &Trace| std::fs::read_to_string(&trace.log).unwrap_or_default();
-    let all = wait_for(Duration::from_secs(10), || lines(&trace).matches("FADV_WILLNEED").count() >= 57);
-    let log = lines(&trace);
-    trace.end();
-    // Those behind the three in the first directory, and all of the second.
-    assert!(all && log.matches("/d1/f").count() == 30, "{log}");
 }
 
 #[test]

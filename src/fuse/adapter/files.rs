@@ -15,6 +15,7 @@ impl Within<'_> {
         let opened = self.fs.open_file(&request.caller(0), ino, flags, &mut |fd| self.make_backing(fd))?;
         self.forget_attributes_if(opened.attributes_changed, ino);
         self.readers.opens(request.header.pid);
+        self.read_on(request, opened.cold);
         body.put(&opened_out(&opened))
     }
 
@@ -34,12 +35,18 @@ impl Within<'_> {
         let size = room.len().min(size as usize);
         let (count, cold) = self.fs.read(fh, offset, &mut room[..size])?;
         body.filled(count);
+        self.read_on(request, cold);
+        Ok(())
+    }
+
+    /// Has the files that come after one read ahead for who waits for each. `cold`: the directory it is in, if it is
+    /// waited for.
+    fn read_on(&self, request: &Request<'_>, cold: Option<u64>) {
         if let Some(directory) = cold
             && self.readers.waits(request.header.pid, directory)
         {
             self.ahead.read(&self.gate, directory, Some(request.header.nodeid));
         }
-        Ok(())
     }
 
     pub(super) fn write(&self, request: &Request<'_>, body: &mut Body<'_>) -> Result<()> {
