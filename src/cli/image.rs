@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::Subcommand;
+use oci_spec::image::Descriptor;
 
 use super::args::MountArgs;
 use super::commit::stored;
@@ -18,8 +19,11 @@ use super::live;
 use super::made::Made;
 use super::mount;
 use super::progress::Progress;
+use crate::config::LayerPaths;
 use crate::error::{MountError, Outcome};
+use crate::oci::change::{Change, Upper};
 use crate::oci::codec::{Compression, Encoder};
+use crate::oci::digest::Digest;
 use crate::oci::store::{Image, Store, descriptor, short};
 use crate::oci::{Watch, commit, export, import};
 
@@ -83,7 +87,8 @@ enum ImageCommand {
         #[arg(short = 'o', value_name = "OPT[,OPT]...")]
         options: Vec<OsString>,
     },
-    /// Make a new image of one that is mounted, with what its upper layer has changed
+    /// Make a new image of one that is mounted, with what its upper layer has changed, and the layers
+    /// frozen or mounted above it
     Commit {
         /// Where the image is mounted
         mountpoint: PathBuf,
@@ -167,7 +172,7 @@ fn images(root: &Path) -> Outcome<Vec<Image>> {
 }
 
 fn size(image: &Image) -> u64 {
-    image.manifest.layers().iter().map(oci_spec::image::Descriptor::size).sum()
+    image.manifest.layers().iter().map(Descriptor::size).sum()
 }
 
 fn ls(images: &[Image], json: bool) -> io::Result<()> {
@@ -296,53 +301,104 @@ fn commit_image(
     mtime: Option<u32>,
 ) -> Outcome<()> {
     let (layers, options) = of_mount(mountpoint)?;
-    let resolved =
-        |paths: Vec<PathBuf>| paths.iter().map(|p| p.canonicalize().ok()).collect::<Option<Vec<_>>>();
-    let own = |image: &Image| {
-        store.layers(&image.diff_ids).ok().and_then(resolved).as_ref() == Some(&layers.lowers)
-    };
-    let Some(base) = store.images()?.into_iter().find(own) else {
+    let Some((base, above)) = image_of(store, &layers.lowers)? else {
         let reason =
             "has no image of this store mounted; mount one by unionfs image mount, or use unionfs commit";
         return Err(MountError::path("mount point", mountpoint, reason));
     };
+    let mut added = Added { store, mtime, ids: base.diff_ids.clone(), blobs: base.manifest.layers().clone() };
+    // The lowest first, each over what is below it.
+    for at in (0..above).rev() {
+        added.layer(&Upper::open(&lower_as_upper(&layers, at), &options)?.changes()?)?;
+    }
     let moment = live::changes(mountpoint, &layers, &options)?;
-    let changes = &moment.changes;
-    let watch = Progress::bars();
-    watch.begin("writing", Some(commit::content_size(changes)));
-    let failed =
-        |e: io::Error| MountError::path("image store", store.root(), format!("cannot be written: {e}"));
-    let (written, encoded) = store.put_by(
-        |out| {
-            let mut encoder = Encoder::new(out, Compression::Gzip).map_err(failed)?;
-            let written = commit::write(changes, &mut encoder, mtime.map(i64::from), &watch)?;
-            let (_, encoded) = encoder.finish().map_err(failed)?;
-            Ok((written, encoded))
-        },
-        |(_, encoded)| encoded.digest,
-    )?;
-    watch.end();
-    super::commit::tell(&written);
+    // Frozen layers may have left the upper without a change; without them an image has one layer more in any case.
+    if above == 0 || !moment.changes.is_empty() {
+        added.layer(&moment.changes)?;
+    }
     moment.tell();
-    let mut ids = base.diff_ids.clone();
-    ids.push(encoded.diff_id);
-    store.add_layer(&encoded.digest, &ids, &watch)?;
+    let ids = added.ids.get(base.diff_ids.len()..).unwrap_or_default();
     let time = mtime.map_or_else(SystemTime::now, |seconds| {
         SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds.into())
     });
     let created = humantime::format_rfc3339_seconds(time).to_string();
-    let config =
-        new_config(&base, &ids.iter().map(ToString::to_string).collect::<Vec<_>>(), &created, message);
-    let mut descriptors = base.manifest.layers().clone();
-    descriptors.push(descriptor(Compression::Gzip.media_type(), &encoded.digest, encoded.size)?);
-    let entry = import::new_manifest(store, config.to_string().as_bytes(), descriptors)?;
+    let config = new_config(&base, &added.ids, ids.len(), &created, message);
+    let entry = import::new_manifest(store, config.to_string().as_bytes(), added.blobs)?;
     store.name(name, entry)?;
-    printed_all(writeln!(io::stdout().lock(), "{name} {} on {}", short(&encoded.diff_id), base.name))
+    let ids = ids.iter().map(short).collect::<Vec<_>>().join(" ");
+    printed_all(writeln!(io::stdout().lock(), "{name} {ids} on {}", base.name))
 }
 
-/// The configuration of an image with one more layer.
-fn new_config(base: &Image, ids: &[String], created: &str, message: Option<String>) -> serde_json::Value {
+/// The image whose layers are the lowest of these lowers, with how many lie above them: uppers that were frozen, or
+/// what the user has mounted over it. Of several images the one that has most layers.
+fn image_of(store: &Store, lowers: &[PathBuf]) -> Outcome<Option<(Image, usize)>> {
+    let resolved =
+        |paths: Vec<PathBuf>| paths.iter().map(|p| p.canonicalize().ok()).collect::<Option<Vec<_>>>();
+    let mut best = None;
+    for image in store.images()? {
+        let Some(own) = store.layers(&image.diff_ids).ok().and_then(resolved) else { continue };
+        let above = lowers.len().saturating_sub(own.len());
+        let closer = best.as_ref().is_none_or(|&(_, other)| above < other);
+        if closer && !own.is_empty() && lowers.ends_with(&own) {
+            best = Some((image, above));
+        }
+    }
+    Ok(best)
+}
+
+/// A lower as if it were the upper of those below it: what it changes is to be told.
+fn lower_as_upper(layers: &LayerPaths, at: usize) -> LayerPaths {
+    LayerPaths {
+        upper: layers.lowers.get(at).cloned(),
+        lowers: layers.lowers.iter().skip(at.saturating_add(1)).cloned().collect(),
+        work: None,
+        ..layers.clone()
+    }
+}
+
+/// An image that grows.
+struct Added<'a> {
+    store: &'a Store,
+    mtime: Option<u32>,
+    ids: Vec<Digest>,
+    blobs: Vec<Descriptor>,
+}
+
+impl Added<'_> {
+    /// Adds a layer with these changes.
+    fn layer(&mut self, changes: &[Change]) -> Outcome<()> {
+        let watch = Progress::bars();
+        watch.begin("writing", Some(commit::content_size(changes)));
+        let failed = |e: io::Error| {
+            MountError::path("image store", self.store.root(), format!("cannot be written: {e}"))
+        };
+        let (written, encoded) = self.store.put_by(
+            |out| {
+                let mut encoder = Encoder::new(out, Compression::Gzip).map_err(failed)?;
+                let written = commit::write(changes, &mut encoder, self.mtime.map(i64::from), &watch)?;
+                let (_, encoded) = encoder.finish().map_err(failed)?;
+                Ok((written, encoded))
+            },
+            |(_, encoded)| encoded.digest,
+        )?;
+        watch.end();
+        super::commit::tell(&written);
+        self.ids.push(encoded.diff_id);
+        self.blobs.push(descriptor(Compression::Gzip.media_type(), &encoded.digest, encoded.size)?);
+        self.store.add_layer(&encoded.digest, &self.ids, &watch)
+    }
+}
+
+/// The configuration of an image that has these layers, the last `added` of them new.
+fn new_config(
+    base: &Image,
+    ids: &[Digest],
+    added: usize,
+    created: &str,
+    message: Option<String>,
+) -> serde_json::Value {
     let mut config = base.raw_config.clone();
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let entry = serde_json::json!({
         "created": created,
         "created_by": "unionfs image commit",
@@ -352,8 +408,8 @@ fn new_config(base: &Image, ids: &[String], created: &str, message: Option<Strin
         fields.insert("created".into(), created.into());
         fields.insert("rootfs".into(), serde_json::json!({"type": "layers", "diff_ids": ids}));
         match fields.get_mut("history").and_then(serde_json::Value::as_array_mut) {
-            Some(history) => history.push(entry),
-            None => drop(fields.insert("history".into(), vec![entry].into())),
+            Some(history) => history.extend(vec![entry; added]),
+            None => drop(fields.insert("history".into(), vec![entry; added].into())),
         }
     }
     config

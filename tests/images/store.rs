@@ -219,6 +219,77 @@ fn what_is_no_image_leaves_the_store_clean() {
 }
 
 #[test]
+fn frozen_layers_become_layers_of_the_image() {
+    need_unionfs!();
+    let yard = Yard::new();
+    let image = yard.path("image");
+    let file = |content: &str| EntryKind::File(content.len() as u64);
+    dir(&image);
+    std::fs::write(image.join("layer.tar"), archive(&[("kept", file("k")), ("gone", file("g"))])).unwrap();
+    let sum = run("sha256sum", &[image.join("layer.tar").as_ref()]);
+    let id = sum.split(' ').next().unwrap();
+    put(
+        image.join("config.json"),
+        format!(
+            r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{id}"]}}}}"#
+        ),
+    );
+    put(
+        image.join("manifest.json"),
+        r#"[{"Config":"config.json","RepoTags":["base:1"],"Layers":["layer.tar"]}]"#,
+    );
+    yard.image(&["import", image.to_str().unwrap()]);
+
+    let (upper, mnt) = (yard.path("upper"), yard.path("mnt"));
+    let [upper, at] = [&upper, &mnt].map(|p| p.to_str().unwrap());
+    let freeze = || {
+        let out = unionfs().args(["commit", "--freeze"]).arg(at).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+    };
+    let layers = |name: &str| {
+        let image: serde_json::Value = serde_json::from_str(&yard.image(&["inspect", name])).unwrap();
+        (image["RootFS"]["Layers"].as_array().unwrap().len(), image["History"].as_array().unwrap().len())
+    };
+    yard.image(&["mount", "base:1", upper, at]);
+    put(mnt.join("first"), "1");
+    put(mnt.join("kept"), "changed");
+    put(mnt.join("etc/hosts"), "10.0.0.1 other");
+    std::fs::remove_file(mnt.join("gone")).unwrap();
+    freeze();
+    // Nothing has changed since, so there is nothing for a layer of the new upper.
+    yard.image(&["commit", at, "mine:1"]);
+    assert_eq!(layers("mine:1"), (2, 1));
+    put(mnt.join("second"), "2");
+    std::fs::remove_file(mnt.join("first")).unwrap();
+    freeze();
+    put(mnt.join("third"), "3");
+    let said = yard.image(&["commit", at, "mine:2"]);
+    assert!(said.ends_with(" on base:1\n") && said.split(' ').count() == 6, "{said}");
+    assert_eq!(layers("mine:2"), (4, 3));
+    run("umount", &[at.as_ref()]);
+
+    yard.image(&["mount", "mine:2", &format!("{upper}.other"), at]);
+    assert_eq!(list(&mnt), [".dockerenv", "dev", "etc", "kept", "proc", "second", "sys", "third"]);
+    assert_eq!(get(mnt.join("kept")), "changed");
+    assert!(!get(mnt.join("etc/hosts")).contains("other"));
+    // A lower that the user has put upon an image is as much a part of what is mounted.
+    run("umount", &[at.as_ref()]);
+    let image: serde_json::Value = serde_json::from_str(&yard.image(&["inspect", "mine:2"])).unwrap();
+    let lowers: Vec<&str> =
+        image["LayerPaths"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).rev().collect();
+    put(yard.path("own/fourth"), "4");
+    let lowers = format!("{}:{}", yard.path("own").display(), lowers.join(":"));
+    let upper = format!("{upper}.third");
+    dir(&upper);
+    let out = unionfs().args(["mount", &lowers, &upper, at]).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    // Of the images whose layers are at the bottom the one that has most.
+    assert!(yard.image(&["commit", at, "mine:3"]).ends_with(" on mine:2\n"));
+    assert_eq!(layers("mine:3"), (5, 4));
+    run("umount", &[at.as_ref()]);
+}
+
+#[test]
 fn random_changes_as_podman_diff_tells_them_slow() {
     need_unionfs!();
     if let Some(reason) = no_engines() {
