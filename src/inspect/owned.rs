@@ -96,6 +96,21 @@ pub fn process_namespace() -> Option<u64> {
     fs::metadata("/proc/self/ns/pid").map(|found| found.ino()).ok()
 }
 
+/// The process namespace that all others are in (`PROC_PID_INIT_INO`).
+pub const FIRST_PROCESS_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// The mount namespace of this process, as its inode number.
+pub fn mount_namespace() -> Option<u64> {
+    fs::metadata("/proc/self/ns/mnt").map(|found| found.ino()).ok()
+}
+
+/// Whether a process that we see is in this mount namespace.
+pub fn mount_namespace_is_used(namespace: u64) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of = |process: fs::DirEntry| fs::metadata(process.path().join("ns/mnt")).map(|found| found.ino());
+    processes.map(of).any(|found| found.is_ok_and(|found| found == namespace))
+}
+
 /// Whether /proc shows the processes of our process namespace: it may be that of another one, or not there.
 pub fn sees_namespace() -> bool {
     let own = std::process::id().to_string();
@@ -124,6 +139,7 @@ mod tests {
         let own = start_of(std::process::id()).unwrap();
         assert!(own > 0);
         assert!(sees_namespace() && process_namespace().is_some());
+        assert!(mount_namespace_is_used(mount_namespace().unwrap()) && !mount_namespace_is_used(1));
         assert_eq!(start_of(u32::MAX - 1), None);
         assert_eq!(user_of_process(std::process::id()), Some(rustix::process::geteuid().as_raw()));
         assert_eq!(user_of_process(u32::MAX - 1), None);

@@ -61,6 +61,9 @@ pub struct MountState {
     pub pid: u32,
     /// The process namespace that has that number, as the inode number of that; 0 if it is not known.
     pub namespace: u64,
+    /// The mount namespace that it is in, as the inode number of that; 0 if it is not known.
+    #[serde(default)]
+    pub mount_namespace: u64,
     /// When the process started, in clock ticks since boot (proc_pid_stat(5)): another process with its number has another
     /// time. `None` if its /proc is that of another namespace.
     pub started: Option<u64>,
@@ -105,6 +108,7 @@ impl MountState {
             version: VERSION,
             pid,
             namespace: owned::process_namespace().unwrap_or(0),
+            mount_namespace: owned::mount_namespace().unwrap_or(0),
             started: owned::start_of(pid).filter(|_| owned::sees_namespace()),
             since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             mount_id: None,
@@ -142,6 +146,16 @@ impl MountState {
     pub fn frozen(&self, upper: &Text, work: &Text) -> Self {
         let lowers = self.upper.iter().chain(&self.lowers).cloned().collect();
         Self { upper: Some(upper.clone()), work: Some(work.clone()), lowers, ..self.clone() }
+    }
+
+    /// Whether the mount of this entry, which had the number of both, is this one: the kernel gives the number of a
+    /// mount that is gone to another one, and a process may outlive its mount.
+    fn has_taken(&self, other: &Self, entry: &MountEntry) -> bool {
+        let claim = |s: &Self| {
+            let here = PathBuf::from(&s.mountpoint) == entry.mount_point;
+            (here, s.since, s.started.unwrap_or(0), s.pid, s.namespace)
+        };
+        self.mount_id == other.mount_id && claim(self) > claim(other)
     }
 
     /// The options that say how the layers are to be read.
@@ -377,23 +391,33 @@ fn entries() -> Vec<(Recorded, Listed)> {
         }
     }
     let table = mountinfo::parse(&fs::read(MOUNTS).unwrap_or_default());
-    // The number of a mount is given again when it is gone.
-    let taken: Vec<Option<u64>> = live.iter().map(|(_, state)| state.mount_id).collect();
-    let stays = |recorded: &Recorded, state: &MountState| {
-        let is_it = |entry: &MountEntry| {
-            Some(entry.id) == state.mount_id && mountinfo::is_unionfs(entry) && recorded.counts_for(entry)
-        };
-        !taken.contains(&state.mount_id) && table.iter().any(is_it)
+    let own_mounts = owned::mount_namespace();
+    let sees_all = |state: &MountState| {
+        seen.is_some_and(|seen| seen == state.namespace || seen == owned::FIRST_PROCESS_NAMESPACE)
     };
-    let mut found: Vec<_> = live.into_iter().map(|(r, state)| (r, Listed { state, live: true })).collect();
-    for (recorded, state, mine) in dead {
-        if stays(&recorded, &state) {
-            found.push((recorded, Listed { state, live: false }));
-        } else if mine {
+    let has_taken = |state: &MountState, entry: &MountEntry| {
+        let mut others = live.iter().map(|(r, s)| (r, s)).chain(dead.iter().map(|(r, s, _)| (r, s)));
+        others.any(|(recorded, other)| recorded.counts_for(entry) && other.has_taken(state, entry))
+    };
+    let stays = |recorded: &Recorded, state: &MountState| {
+        table.iter().find(|entry| Some(entry.id) == state.mount_id).is_some_and(|entry| {
+            mountinfo::is_unionfs(entry) && recorded.counts_for(entry) && !has_taken(state, entry)
+        })
+    };
+    // In another mount namespace it may be mounted yet.
+    let is_gone = |state: &MountState| {
+        own_mounts == Some(state.mount_namespace)
+            || (sees_all(state) && !owned::mount_namespace_is_used(state.mount_namespace))
+    };
+    let mut left = Vec::new();
+    for (recorded, state, mine) in &dead {
+        if stays(recorded, state) {
+            left.push((recorded.clone(), Listed { state: state.clone(), live: false }));
+        } else if *mine && is_gone(state) {
             recorded.remove();
         }
     }
-    found
+    live.into_iter().map(|(r, state)| (r, Listed { state, live: true })).chain(left).collect()
 }
 
 /// The live mount which lies at exactly this path, absolute and without symlinks; the last one if there are
@@ -419,5 +443,26 @@ mod tests {
             let back: Text = serde_json::from_str(&json).unwrap();
             assert_eq!(PathBuf::from(&back), path);
         }
+    }
+
+    #[test]
+    fn a_number_that_was_given_again_is_the_later_ones() {
+        let state = |mountpoint: &str, since: u64| -> MountState {
+            serde_json::from_value(serde_json::json!({
+                "version": 1, "pid": 7, "namespace": 1, "started": 9, "since": since, "mount_id": 42,
+                "mountpoint": mountpoint, "lowers": [], "data": [], "options": [], "userxattr": null,
+                "xattr_permissions": 0, "wh_upper": false,
+            }))
+            .unwrap()
+        };
+        let table = mountinfo::parse(b"42 1 0:9 / /mnt rw - fuse.unionfs unionfs rw,user_id=0\n");
+        let entry = table.first().unwrap();
+        // The process of the earlier one may live on a little.
+        assert!(state("/mnt", 2).has_taken(&state("/mnt", 1), entry));
+        assert!(!state("/mnt", 1).has_taken(&state("/mnt", 2), entry));
+        assert!(!state("/other", 2).has_taken(&state("/mnt", 2), entry));
+        assert!(state("/mnt", 2).has_taken(&state("/other", 2), entry));
+        let unnumbered = MountState { mount_id: None, ..state("/mnt", 2) };
+        assert!(!unnumbered.has_taken(&state("/mnt", 1), entry));
     }
 }

@@ -1,11 +1,16 @@
 //! What live mounts tell of themselves.
 
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
 use crate::common::files::*;
 use crate::common::{Union, daemon_of, record_of, run, text, unionfs, wait_for};
 use crate::need_unionfs;
+
+/// The process namespace that all others are in (`PROC_PID_INIT_INO`).
+const FIRST_PROCESS_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 fn json(args: &[&Path]) -> serde_json::Value {
     let out = unionfs().args(args).output().unwrap();
@@ -50,6 +55,14 @@ fn what_a_killed_daemon_leaves_is_removed() {
     assert!(
         wait_for(std::time::Duration::from_secs(10), || !Path::new(&format!("/proc/{pid}/root")).exists())
     );
+    // Who looks from another mount namespace, where it has another number, lets it be.
+    let elsewhere = ["60", "unshare", "--mount", "--pid", "--fork", "--mount-proc"];
+    run(
+        "timeout",
+        &elsewhere.iter().chain(&[env!("CARGO_BIN_EXE_unionfs"), "list"]).map(OsStr::new).collect::<Vec<_>>(),
+    );
+    run("unshare", &["--mount", env!("CARGO_BIN_EXE_unionfs"), "list"].map(OsStr::new));
+    assert!(files.iter().all(exists));
     // As long as it is mounted, it is listed.
     let state = listed(&union.mnt()).unwrap();
     assert_eq!((&state["pid"], &state["live"]), (&pid.into(), &false.into()));
@@ -61,6 +74,30 @@ fn what_a_killed_daemon_leaves_is_removed() {
     // Another test may have looked as well.
     assert_eq!(listed(&union.mnt()), None);
     assert!(!files.iter().any(exists));
+}
+
+#[test]
+fn what_is_gone_with_its_mount_namespace_is_removed() {
+    need_unionfs!();
+    let union = Union::new(1);
+    let mount = union.command_inside();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]).arg(mount.get_program()).args(mount.get_args());
+    let mut mount = command.spawn().unwrap();
+    let limit = std::time::Duration::from_secs(10);
+    assert!(wait_for(limit, || listed(&union.mnt()).is_some()));
+    let state = listed(&union.mnt()).unwrap();
+    let file = format!("/run/unionfs/{}-{}.json", state["namespace"], 1);
+    assert!(exists(&file));
+    let pid = i32::try_from(state["pid"].as_i64().unwrap()).unwrap();
+    let process = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+    mount.wait().unwrap();
+    assert!(wait_for(limit, || listed(&union.mnt()).is_none()));
+    // Who does not see all processes there are cannot know that nobody is in that namespace.
+    let sees_all = std::fs::metadata("/proc/self/ns/pid").unwrap().ino() == FIRST_PROCESS_NAMESPACE;
+    assert!(wait_for(limit, || listed(&union.mnt()).is_none() && exists(&file) != sees_all));
+    let _ = std::fs::remove_file(file);
 }
 
 #[test]
