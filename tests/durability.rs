@@ -42,6 +42,41 @@ impl Disk {
     }
 }
 
+/// A quota on a Btrfs subvolume, which holds upper and work directory.
+struct Quota {
+    disk: Disk,
+}
+
+impl Quota {
+    /// Of so many MiB; the reason where there can be none.
+    fn new(limit: u64) -> Result<Self, String> {
+        if !fs::read_to_string("/proc/filesystems").unwrap().lines().any(|line| line.trim() == "btrfs") {
+            return Err("the kernel has no Btrfs".into());
+        }
+        let dir = common::temp_dir();
+        let (image, at) = (dir.path().join("image"), dir.path().join("disk"));
+        fs::create_dir(&at).unwrap();
+        fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
+        run("mkfs.btrfs", &["-q".as_ref(), image.as_os_str()]);
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), at.as_ref()]);
+        let disk = Disk { at, _dir: dir };
+        let subvolume = disk.at.join("limited");
+        run("btrfs", &["quota".as_ref(), "enable".as_ref(), disk.at.as_ref()]);
+        run("btrfs", &["-q".as_ref(), "subvolume".as_ref(), "create".as_ref(), subvolume.as_ref()]);
+        let limit = format!("{limit}M");
+        run("btrfs", &["qgroup".as_ref(), "limit".as_ref(), limit.as_ref(), subvolume.as_os_str()]);
+        for name in ["upper", "work"] {
+            fs::create_dir(subvolume.join(name)).unwrap();
+        }
+        Ok(Self { disk })
+    }
+
+    /// What was removed counts until the filesystem has committed it.
+    fn settle(&self) {
+        run("btrfs", &["filesystem".as_ref(), "sync".as_ref(), self.disk.at.as_os_str()]);
+    }
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.at).status();
@@ -142,6 +177,57 @@ fn what_does_not_fit_leaves_the_old_state() {
     open(&union.at("d/large")).unwrap().write_all_at(b"new", 0).unwrap();
     fs::rename(union.at("d/e/other"), union.at("d/e/to")).unwrap();
     assert_eq!(&fs::read(union.at("d/large")).unwrap()[..4], b"newo");
+}
+
+#[test]
+fn what_a_quota_does_not_allow_leaves_the_old_state() {
+    need_unionfs!();
+    let quota = match Quota::new(16) {
+        Ok(quota) => quota,
+        Err(reason) => return common::skip(&reason),
+    };
+    let union = Union::new(1);
+    let old = vec![b'o'; 300_000];
+    for name in ["d/large", "d/e/other", "d/e/to", "d/gone"] {
+        put(union.lower(0, name), &old);
+    }
+    let mut union = Elsewhere::new(union, &quota.disk.at.join("limited"));
+    let refused = |result: std::io::Result<()>| {
+        assert_eq!(raw(result.unwrap_err()), Some(Errno::DQUOT.raw_os_error()));
+    };
+    let open = |path: &Path| fs::OpenOptions::new().write(true).open(path).map(drop);
+    // As a crash leaves it; without room it may have to stay.
+    let left = quota.disk.at.join("limited/work/work/#0");
+    put(left.join("deep/file"), "x");
+    fill(&union.at("filler"));
+    quota.settle();
+    for round in 0..3 {
+        refused(open(&union.at("d/large")));
+        refused(fs::rename(union.at("d/large"), union.at("d/new")));
+        refused(fs::rename(union.at("d/e/other"), union.at("d/e/to")));
+        refused(fs::set_permissions(union.at("d/large"), fs::Permissions::from_mode(0o600)));
+        refused(fs::write(union.at("d/more"), &old));
+        for name in ["d/large", "d/e/other", "d/e/to"] {
+            assert_eq!(fs::read(union.at(name)).unwrap(), old, "{name}");
+        }
+        assert!(!union.at("d/new").exists());
+        assert_eq!(fs::metadata(union.at("d/large")).unwrap().mode() & 0o777, 0o644);
+        if round == 1 {
+            union.remount();
+        }
+    }
+    fs::remove_file(union.at("filler")).unwrap();
+    assert!(wait_for(Duration::from_secs(20), || {
+        quota.settle();
+        open(&union.at("d/large")).is_ok()
+    }));
+    union.remount();
+    assert_eq!(union.leftovers(), Vec::<PathBuf>::new());
+    fs::remove_file(union.at("d/gone")).unwrap();
+    fs::rename(union.at("d/e/other"), union.at("d/e/to")).unwrap();
+    union.remount();
+    assert!(!union.at("d/gone").exists());
+    assert_eq!(fs::read(union.at("d/e/to")).unwrap(), old);
 }
 
 #[test]

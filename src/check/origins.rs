@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::error::{Errno, Result};
-use crate::format::origin::Origin;
+use crate::format::origin::{Origin, Volume};
 use crate::layer::dir::Dir;
 use crate::layer::stack::Stack;
 use crate::sys::file::{self, Stat};
@@ -23,7 +23,7 @@ pub(super) struct Origins {
 #[derive(Debug)]
 struct Filesystem {
     dev: u64,
-    uuid: Option<[u8; 16]>,
+    volume: Option<Volume>,
     reliable: bool,
     root: Arc<Dir>,
 }
@@ -47,9 +47,9 @@ impl Origins {
             let dev = root.id().0;
             if !filesystems.iter().any(|f| f.dev == dev) {
                 let fd = root.fd()?;
-                let uuid = handle::fs_uuid(&*fd);
+                let volume = handle::volume(&*fd);
                 let reliable = RELIABLE.contains(&file::fs_type(&*fd)?);
-                filesystems.push(Filesystem { dev, uuid, reliable, root: root.clone() });
+                filesystems.push(Filesystem { dev, volume, reliable, root: root.clone() });
             }
         }
         Ok(Self { filesystems })
@@ -60,19 +60,23 @@ impl Origins {
             // As a mount takes it: only clear when no other filesystem is in play.
             return self.filesystems.first().filter(|_| self.filesystems.len() == 1);
         }
-        self.filesystems.iter().find(|f| f.uuid == Some(origin.uuid))
+        // Any of its subvolumes finds what a handle names.
+        self.filesystems.iter().find(|f| f.volume.is_some_and(|v| v.uuid == origin.uuid))
     }
 
     /// Device and inode number of the object, as far as the handle tells them.
     pub(super) fn id(&self, origin: &Origin) -> Option<(u64, u64)> {
-        Some((self.filesystem(origin)?.dev, origin.inode()?))
+        let holds = |f: &&Filesystem| f.volume.is_some_and(|volume| volume.holds(origin));
+        let unnamed = origin.uuid == [0; 16];
+        let filesystem = if unnamed { self.filesystem(origin) } else { self.filesystems.iter().find(holds) };
+        Some((filesystem?.dev, origin.inode()?))
     }
 
     /// Asks the filesystem.
     pub(super) fn target(&self, origin: &Origin) -> Target {
         let Some(filesystem) = self.filesystem(origin) else {
             // Without numbers of their own, which one it is cannot be told.
-            let told = origin.uuid != [0; 16] && self.filesystems.iter().all(|f| f.uuid.is_some());
+            let told = origin.uuid != [0; 16] && self.filesystems.iter().all(|f| f.volume.is_some());
             return if told { Target::Elsewhere } else { Target::Unknown };
         };
         let open = || -> Result<OwnedFd> { handle::open(&*filesystem.root.fd()?, &origin.handle) };

@@ -20,6 +20,38 @@ pub struct FileHandle {
     pub bytes: Vec<u8>,
 }
 
+impl FileHandle {
+    /// The subvolume inside the handle, of Btrfs: inode numbers are of one subvolume, the UUID of all.
+    pub fn subvolume(&self) -> Option<u64> {
+        // FILEID_BTRFS_WITHOUT_PARENT and its kin: inode, root, generation.
+        matches!(self.kind, 0x4d..=0x4f).then(|| self.u64_at(8)).flatten()
+    }
+
+    fn u32_at(&self, at: usize) -> Option<u64> {
+        Some(u64::from(u32::from_ne_bytes(self.bytes.get(at..at + 4)?.try_into().ok()?)))
+    }
+
+    fn u64_at(&self, at: usize) -> Option<u64> {
+        Some(u64::from_ne_bytes(self.bytes.get(at..at + 8)?.try_into().ok()?))
+    }
+}
+
+/// What tells a filesystem from others in origins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Volume {
+    /// Its UUID.
+    pub uuid: [u8; 16],
+    /// The subvolume, of Btrfs.
+    pub subvolume: Option<u64>,
+}
+
+impl Volume {
+    /// Whether the object that an origin names lies there.
+    pub fn holds(&self, origin: &Origin) -> bool {
+        self.uuid == origin.uuid && self.subvolume == origin.handle.subvolume()
+    }
+}
+
 /// A decoded origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -71,16 +103,14 @@ impl Origin {
     /// The inode number inside the handle, for the handle forms of exportfs.h that carry one:
     /// 32-bit (ext4 and most others), 64-bit (xfs), btrfs, and tmpfs with its own order.
     pub fn inode(&self) -> Option<u64> {
-        let b = &self.handle.bytes;
-        let u32_at = |i: usize| Some(u64::from(u32::from_ne_bytes(b.get(i..i + 4)?.try_into().ok()?)));
-        let u64_at = |i: usize| Some(u64::from_ne_bytes(b.get(i..i + 8)?.try_into().ok()?));
-        match (self.handle.kind, b.len()) {
+        let handle = &self.handle;
+        match (handle.kind, handle.bytes.len()) {
             // FILEID_INO32_GEN: inode, generation.
-            (0x01, 8) => u32_at(0),
+            (0x01, 8) => handle.u32_at(0),
             // shmem_encode_fh: generation, inode low, inode high.
-            (0x01, 12) => Some(u32_at(4)? | (u32_at(8)? << 32)),
+            (0x01, 12) => Some(handle.u32_at(4)? | (handle.u32_at(8)? << 32)),
             // FILEID_INO64_GEN of xfs and FILEID_BTRFS_WITHOUT_PARENT begin with a 64-bit number.
-            (0x81, 12) | (0x4d, 20) => u64_at(0),
+            (0x81, 12) | (0x4d, 20) => handle.u64_at(0),
             _ => None,
         }
     }
@@ -102,7 +132,7 @@ mod tests {
         #[test]
         fn any_bytes_are_harmless(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Some(origin) = Origin::decode(&bytes) {
-                let _ = (origin.inode(), origin.index_name());
+                let _ = (origin.inode(), origin.index_name(), origin.handle.subvolume());
             }
         }
     }
@@ -113,5 +143,18 @@ mod tests {
         bytes.extend(7_u32.to_ne_bytes());
         let origin = Origin { uuid: [0; 16], handle: FileHandle { kind: 1, bytes } };
         assert_eq!(origin.inode(), Some(12));
+    }
+
+    #[test]
+    fn subvolumes_are_told_apart() {
+        let mut bytes = 257_u64.to_ne_bytes().to_vec();
+        bytes.extend(5_u64.to_ne_bytes());
+        bytes.extend(7_u32.to_ne_bytes());
+        let uuid = [1; 16];
+        let origin = Origin { uuid, handle: FileHandle { kind: 0x4d, bytes } };
+        assert_eq!(origin.inode(), Some(257));
+        assert!(Volume { uuid, subvolume: Some(5) }.holds(&origin));
+        assert!(!Volume { uuid, subvolume: Some(6) }.holds(&origin));
+        assert!(!Volume { uuid: [2; 16], subvolume: Some(5) }.holds(&origin));
     }
 }

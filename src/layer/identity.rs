@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use dashmap::DashMap;
 use parking_lot::RwLock;
 
-use crate::format::origin::Origin;
+use crate::format::origin::{Origin, Volume};
 use crate::sys::handle;
 
 /// Bits of a number that a layer's filesystem may use for itself.
@@ -18,7 +18,9 @@ const OVERFLOW: u64 = 0xff;
 #[derive(Debug, Clone)]
 struct Fs {
     dev: u64,
-    uuid: Option<[u8; 16]>,
+    volume: Option<Volume>,
+    /// Whether it was asked for that.
+    asked: bool,
 }
 
 /// The filesystems that the layers lie on, in the order of the layers, so that a mount with the same
@@ -35,11 +37,13 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Makes the filesystem of a layer known.
+    /// Makes the filesystem of a layer known, or a subvolume in it.
     pub fn add(&self, dev: u64, fd: impl AsFd) {
         let mut all = self.filesystems.write();
-        if !all.iter().any(|f| f.dev == dev) {
-            all.push(Fs { dev, uuid: handle::fs_uuid(fd) });
+        match all.iter_mut().find(|f| f.dev == dev) {
+            Some(known) if known.asked => {}
+            Some(known) => *known = Fs { dev, volume: handle::volume(fd), asked: true },
+            None => all.push(Fs { dev, volume: handle::volume(fd), asked: true }),
         }
     }
 
@@ -56,7 +60,7 @@ impl Identity {
         let index = known.unwrap_or_else(|| {
             let mut all = self.filesystems.write();
             all.iter().position(|f| f.dev == dev).unwrap_or_else(|| {
-                all.push(Fs { dev, uuid: None });
+                all.push(Fs { dev, volume: None, asked: false });
                 all.len() - 1
             })
         }) as u64;
@@ -99,15 +103,23 @@ impl Identity {
                 // No UUID: only clear when no other filesystem is in play.
                 (all.len() == 1).then(|| all[0].dev)
             } else {
-                all.iter().find(|f| f.uuid == Some(origin.uuid)).map(|f| f.dev)
+                all.iter().find(|f| f.volume.is_some_and(|v| v.holds(origin))).map(|f| f.dev)
             }
         }?;
         Some(self.compose(dev, ino))
     }
 
-    /// The UUID of a layer's filesystem; zero when it has none.
-    pub fn uuid(&self, dev: u64) -> [u8; 16] {
-        self.filesystems.read().iter().find(|f| f.dev == dev).and_then(|f| f.uuid).unwrap_or_default()
+    /// The UUID of the filesystem of `dev`, where `fd` lies; zero when it has none.
+    pub fn uuid(&self, dev: u64, fd: impl AsFd) -> [u8; 16] {
+        let known = |all: &[Fs]| {
+            let known = all.iter().find(|f| f.dev == dev && f.asked)?;
+            Some(known.volume.map_or([0; 16], |volume| volume.uuid))
+        };
+        let found = known(&self.filesystems.read());
+        found.unwrap_or_else(|| {
+            self.add(dev, fd);
+            known(&self.filesystems.read()).unwrap_or_default()
+        })
     }
 }
 

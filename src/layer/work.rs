@@ -86,10 +86,9 @@ impl WorkDir {
             let root = Dir::root(0, file::open_dir(&fd, name)?, cache)?;
             Ok(Writable::new(root))
         };
-        let next = AtomicU64::new(0);
         let work = sub("work")?;
         inherit_nothing(&work)?;
-        clean(&work)?;
+        let next = AtomicU64::new(clean(&work)?);
         let abilities = probe(&work, &next, userxattr)?;
         Ok(Self {
             work,
@@ -299,14 +298,32 @@ impl Drop for Nursery<'_> {
 /// and ACLs that the model lacks would stay.
 fn inherit_nothing(work: &Writable) -> Result<()> {
     let fd = work.fd()?;
-    match xattr::remove(Target::Fd(fd.as_fd()), OsStr::new(DEFAULT_ACL)) {
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-        other => other,
-    }
+    let (target, name) = (Target::Fd(fd.as_fd()), OsStr::new(DEFAULT_ACL));
+    // On Btrfs, to remove what is not there takes room as well.
+    if xattr::get_opt(target, name)?.is_some() { xattr::remove(target, name) } else { Ok(()) }
 }
 
-fn clean(work: &Writable) -> Result<()> {
-    leftovers(work)?.iter().try_for_each(|name| remove_leftover(work, name))
+/// Removes what a crash left; gives the first number from which on [`temp_name`] meets nothing of it.
+fn clean(work: &Writable) -> Result<u64> {
+    let found = leftovers(work)?;
+    if found.is_empty() {
+        return Ok(0);
+    }
+    found.iter().try_for_each(|name| removed(remove_leftover(work, name)))?;
+    let number = |name: &OsString| u64::from_str_radix(name.to_str()?.strip_prefix('#')?, 16).ok();
+    let last = leftovers(work)?.iter().filter_map(number).max();
+    Ok(last.map_or(0, |last| last.saturating_add(1)))
+}
+
+/// Removed, or left for another time by a filesystem that is full: on some, to remove takes room.
+fn removed(result: Result<()>) -> Result<()> {
+    match result {
+        Err(e) if is_full(e) => {
+            tracing::warn!("left in the work directory: {e}");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// What a crash has left in `work/`: what has a name as we and the kernel's overlayfs give, for the directory
@@ -369,17 +386,19 @@ fn probe(staging: &Writable, next: &AtomicU64, userxattr: Option<bool>) -> Resul
     };
     let namespace = candidates.iter().copied().find(settable);
     if made {
-        staging.rmdir(&temp)?;
+        removed(staging.rmdir(&temp))?;
     }
+    // The other may be there yet.
+    let temp = temp_name(next);
     let device = staging.mknod(&temp, FileType::CharacterDevice.as_raw_mode(), 0, &daemon);
     // Not known of a full one: then there is a way without.
     let mut rename_whiteout = false;
     if device.is_ok() {
         let other = temp_name(next);
         rename_whiteout = staging.rename(&temp, staging, &other, RenameFlags::WHITEOUT).is_ok();
-        staging.unlink(&temp)?;
+        removed(staging.unlink(&temp))?;
         if rename_whiteout {
-            staging.unlink(&other)?;
+            removed(staging.unlink(&other))?;
         }
     }
     Ok(Abilities {

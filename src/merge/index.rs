@@ -28,8 +28,9 @@ pub struct Indexed {
 
 /// The origin of a lower object; `None` where its filesystem has no file handles.
 pub fn origin_of(stack: &Stack, dir: &Dir, name: &OsStr) -> Result<Option<Origin>> {
-    match handle::of(dir.fd()?, name) {
-        Ok(handle) => Ok(Some(Origin { uuid: stack.identity().uuid(dir.id().0), handle })),
+    let fd = dir.fd()?;
+    match handle::of(&*fd, name) {
+        Ok(handle) => Ok(Some(Origin { uuid: stack.identity().uuid(dir.id().0, &*fd), handle })),
         Err(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::NOSYS | Errno::PERM) => Ok(None),
         Err(e) => Err(e),
     }

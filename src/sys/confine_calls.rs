@@ -207,6 +207,7 @@ pub(super) const IOCTLS: &[u32] = &[
     super::flags::GET_EXTENDED,
     super::flags::SET_EXTENDED,
     super::handle::GET_UUID,
+    super::handle::BTRFS_INFO,
     libc::FICLONE as u32,
     libc::FIONBIO as u32,
     libc::FIOCLEX as u32,

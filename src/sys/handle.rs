@@ -7,13 +7,15 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::error::{Errno, Result};
-use crate::format::origin::FileHandle;
+use crate::format::origin::{FileHandle, Volume};
 
 /// The longest handle the kernel makes (`MAX_HANDLE_SZ` in fcntl.h).
 const MAX_HANDLE: usize = 128;
 
 /// `FS_IOC_GETFSUUID`: _IOR(0x15, 0, struct fsuuid2) in linux/fs.h.
 pub(super) const GET_UUID: u32 = 0x8011_1500;
+/// `BTRFS_IOC_FS_INFO`: _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args) in linux/btrfs.h.
+pub(super) const BTRFS_INFO: u32 = 0x8400_941f;
 
 #[repr(C)]
 struct Raw {
@@ -72,8 +74,18 @@ pub fn open(on: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// What tells the filesystem of `fd` from others in origins, if it has a UUID.
+pub fn volume(fd: impl AsFd) -> Option<Volume> {
+    let btrfs = super::file::fs_type(&fd).is_ok_and(|kind| kind == libc::BTRFS_SUPER_MAGIC);
+    let uuid = match fs_uuid(&fd) {
+        None if btrfs => btrfs_uuid(&fd),
+        other => other,
+    }?;
+    Some(Volume { uuid, subvolume: of(&fd, OsStr::new("")).ok().and_then(|handle| handle.subvolume()) })
+}
+
 /// The UUID of the filesystem that `fd` lies on (FS_IOC_GETFSUUID, Linux 6.9), if it tells one.
-pub fn fs_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
+fn fs_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
     #[repr(C)]
     struct FsUuid2 {
         len: u8,
@@ -83,4 +95,19 @@ pub fn fs_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
     // SAFETY: the ioctl writes one struct fsuuid2, which `out` is.
     let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), GET_UUID as libc::Ioctl, &raw mut out) };
     (rc == 0 && out.len == 16).then_some(out.uuid)
+}
+
+/// The UUID of a Btrfs, which does not tell it the way others do.
+fn btrfs_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
+    #[repr(C)]
+    struct Info {
+        max_id: u64,
+        devices: u64,
+        fsid: [u8; 16],
+        more: [u64; 124],
+    }
+    let mut out = Info { max_id: 0, devices: 0, fsid: [0; 16], more: [0; 124] };
+    // SAFETY: the ioctl reads and writes one struct btrfs_ioctl_fs_info_args, of 1024 bytes as `out` is.
+    let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), BTRFS_INFO as libc::Ioctl, &raw mut out) };
+    (rc == 0).then_some(out.fsid)
 }
