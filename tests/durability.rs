@@ -11,36 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::disk::Disk;
 use common::files::put;
 use common::{Union, daemon_of, run, unionfs, wait_for};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
-
-/// A filesystem in a file, mounted.
-struct Disk {
-    at: PathBuf,
-    _dir: common::TempDir,
-}
-
-impl Disk {
-    /// Of this size in MiB, with so many inodes.
-    fn new(size: u64, inodes: u32) -> Self {
-        let dir = common::temp_dir();
-        let (image, at) = (dir.path().join("image"), dir.path().join("disk"));
-        fs::create_dir(&at).unwrap();
-        fs::File::create(&image).unwrap().set_len(size << 20).unwrap();
-        let inodes = inodes.to_string();
-        // Nothing is kept for root, which the tests run as.
-        let options: [&str; 6] = ["-q", "-F", "-m", "0", "-N", &inodes];
-        let options: Vec<_> = options.iter().map(|o| o.as_ref()).chain([image.as_os_str()]).collect();
-        run("mkfs.ext4", &options);
-        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), at.as_ref()]);
-        for name in ["upper", "work"] {
-            fs::create_dir(at.join(name)).unwrap();
-        }
-        Self { at, _dir: dir }
-    }
-}
 
 /// A quota on a Btrfs subvolume, which holds upper and work directory.
 struct Quota {
@@ -50,36 +25,19 @@ struct Quota {
 impl Quota {
     /// Of so many MiB; the reason where there can be none.
     fn new(limit: u64) -> Result<Self, String> {
-        if !fs::read_to_string("/proc/filesystems").unwrap().lines().any(|line| line.trim() == "btrfs") {
-            return Err("the kernel has no Btrfs".into());
-        }
-        let dir = common::temp_dir();
-        let (image, at) = (dir.path().join("image"), dir.path().join("disk"));
-        fs::create_dir(&at).unwrap();
-        fs::File::create(&image).unwrap().set_len(256 << 20).unwrap();
-        run("mkfs.btrfs", &["-q".as_ref(), image.as_os_str()]);
-        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), at.as_ref()]);
-        let disk = Disk { at, _dir: dir };
-        let subvolume = disk.at.join("limited");
-        run("btrfs", &["quota".as_ref(), "enable".as_ref(), disk.at.as_ref()]);
-        run("btrfs", &["-q".as_ref(), "subvolume".as_ref(), "create".as_ref(), subvolume.as_ref()]);
-        let limit = format!("{limit}M");
-        run("btrfs", &["qgroup".as_ref(), "limit".as_ref(), limit.as_ref(), subvolume.as_os_str()]);
+        let disk = Disk::btrfs()?;
+        disk.subvolume("limited");
+        disk.btrfs_command(&["quota", "enable"], "");
+        disk.btrfs_command(&["qgroup", "limit", &format!("{limit}M")], "limited");
         for name in ["upper", "work"] {
-            fs::create_dir(subvolume.join(name)).unwrap();
+            fs::create_dir(disk.at.join("limited").join(name)).unwrap();
         }
         Ok(Self { disk })
     }
 
     /// What was removed counts until the filesystem has committed it.
     fn settle(&self) {
-        run("btrfs", &["filesystem".as_ref(), "sync".as_ref(), self.disk.at.as_os_str()]);
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        self.disk.btrfs_command(&["filesystem", "sync"], "");
     }
 }
 
@@ -147,7 +105,7 @@ fn fill(path: &Path) {
 #[test]
 fn what_does_not_fit_leaves_the_old_state() {
     need_unionfs!();
-    let disk = Disk::new(8, 128);
+    let disk = Disk::ext4(8, 128);
     let union = Union::new(1);
     let old = vec![b'o'; 100_000];
     for name in ["d/large", "d/e/other", "d/e/to"] {
@@ -233,7 +191,7 @@ fn what_a_quota_does_not_allow_leaves_the_old_state() {
 #[test]
 fn without_inodes_names_stay() {
     need_unionfs!();
-    let disk = Disk::new(8, 64);
+    let disk = Disk::ext4(8, 64);
     let union = Union::new(1);
     for name in ["a/f", "b/f", "c/d/f", "e/f"] {
         put(union.lower(0, name), "old");

@@ -47,6 +47,11 @@ impl Identity {
         }
     }
 
+    /// Whether a filesystem was made known by [`Self::add`].
+    pub fn knows(&self, dev: u64) -> bool {
+        self.filesystems.read().iter().any(|f| f.dev == dev && f.asked)
+    }
+
     /// The union's number for an object of a layer: the index of its filesystem in the upper eight
     /// bits, its own number below (as `xino` of overlayfs does). Numbers that do not fit, and 0 and
     /// 1, which FUSE keeps for itself, are replaced by ones counted up.

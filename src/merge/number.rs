@@ -2,10 +2,12 @@
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::format::names::Mark;
 use crate::format::origin::Origin;
+use crate::layer::dir::Dir;
 use crate::layer::marks;
 use crate::layer::stack::{Role, Stack};
 use crate::merge::lookup::{DirFound, Other};
@@ -14,7 +16,14 @@ use crate::merge::lookup::{DirFound, Other};
 /// comes and goes; a purely upper one has its own, and keeps it when the upper is frozen and it gets a part in the
 /// next one.
 pub fn of_dir(stack: &Stack, dir: &DirFound) -> u64 {
-    let lasting = dir.parts.iter().find(|p| matches!(stack.role(p.layer()), Role::Init | Role::Lower));
+    let is_lasting = |part: &&Arc<Dir>| matches!(stack.role(part.layer()), Role::Init | Role::Lower);
+    // Subvolumes of a layer come to light with their directories: origins may name what is in them.
+    for part in dir.parts.iter().filter(is_lasting).filter(|part| !stack.identity().knows(part.id().0)) {
+        if let Ok(fd) = part.fd() {
+            stack.identity().add(part.id().0, &*fd);
+        }
+    }
+    let lasting = dir.parts.iter().find(is_lasting);
     let (dev, ino) = lasting.or(dir.parts.last()).map_or((0, 0), |p| p.id());
     stack.identity().compose(dev, ino)
 }

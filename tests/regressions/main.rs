@@ -7,6 +7,7 @@
 mod common;
 
 mod blocking;
+mod btrfs;
 mod content;
 mod cost;
 mod identity;

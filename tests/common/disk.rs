@@ -1,0 +1,66 @@
+//! Filesystems in files.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::{TempDir, run, temp_dir};
+
+/// A filesystem in a file, mounted.
+pub struct Disk {
+    /// Where.
+    pub at: PathBuf,
+    _dir: TempDir,
+}
+
+impl Disk {
+    /// ext4 of this size in MiB, with so many inodes, and with directories for upper and work.
+    pub fn ext4(size: u64, inodes: u32) -> Self {
+        let inodes = inodes.to_string();
+        // Nothing is kept for root, which the tests run as.
+        let disk = Self::new(size, &["mkfs.ext4", "-q", "-F", "-m", "0", "-N", &inodes]);
+        for name in ["upper", "work"] {
+            std::fs::create_dir(disk.at.join(name)).unwrap();
+        }
+        disk
+    }
+
+    /// Btrfs; the reason where there can be none.
+    pub fn btrfs() -> Result<Self, String> {
+        if !std::fs::read_to_string("/proc/filesystems").unwrap().lines().any(|line| line.trim() == "btrfs") {
+            return Err("the kernel has no Btrfs".into());
+        }
+        Ok(Self::new(256, &["mkfs.btrfs", "-q"]))
+    }
+
+    fn new(size: u64, make: &[&str]) -> Self {
+        let dir = temp_dir();
+        let (image, at) = (dir.path().join("image"), dir.path().join("disk"));
+        std::fs::create_dir(&at).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(size << 20).unwrap();
+        let [program, options @ ..] = make else { panic!("no program") };
+        let options: Vec<_> = options.iter().map(OsStr::new).chain([image.as_os_str()]).collect();
+        run(program, &options);
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), at.as_ref()]);
+        Self { at, _dir: dir }
+    }
+
+    /// Makes a subvolume of Btrfs.
+    pub fn subvolume(&self, name: &str) -> PathBuf {
+        self.btrfs_command(&["-q", "subvolume", "create"], name);
+        self.at.join(name)
+    }
+
+    /// Runs btrfs(8) with a path below the mount at the end.
+    pub fn btrfs_command(&self, args: &[&str], path: &str) {
+        let at = self.at.join(path);
+        let args: Vec<_> = args.iter().map(OsStr::new).chain([at.as_os_str()]).collect();
+        run("btrfs", &args);
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
+}
