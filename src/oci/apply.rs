@@ -16,7 +16,6 @@ use rustix::fs::RenameFlags;
 use super::ahead::{self, Ahead};
 use super::codec::{Compression, Decoder};
 use super::digest::{Digest, Digesting};
-use super::finish::{self, Fill};
 use super::tar::{Fault, Reader};
 use super::unpack::Unpack;
 use super::wanted::Wanted;
@@ -197,34 +196,12 @@ fn unpack(
     lowers: Option<&Stack>,
     wanted: &Wanted,
 ) -> Result<(Vec<String>, bool), Fault> {
-    let (to, made) = sync_channel(finish::WAITING);
-    let (unpacked, finished) = std::thread::scope(|scope| {
-        // Gone with it when it fails, which ends who makes more.
-        let finishing = scope.spawn(move || finish::finish_all(&made, wanted));
-        (unpack_entries(from, staging, lowers, wanted, Fill::new(to)), finishing.join())
-    });
-    // What failed there comes earlier in the archive.
-    let finished =
-        finished.map_err(|_| Fault::Archive("cannot be unpacked: its writer has failed".into()))?;
-    let mut notes = finished?;
-    let (more, depends) = unpacked?;
-    notes.extend(more);
-    Ok((notes, depends))
-}
-
-fn unpack_entries(
-    from: Ahead,
-    staging: &Staging,
-    lowers: Option<&Stack>,
-    wanted: &Wanted,
-    fill: Fill,
-) -> Result<(Vec<String>, bool), Fault> {
     let mut reader = Reader::new(from, wanted.limits);
-    let mut unpack = Unpack::new(&staging.work, staging.root.clone(), lowers, wanted, fill);
+    let mut unpack = Unpack::new(&staging.work, staging.root.clone(), lowers, wanted);
     while let Some(entry) = reader.next_entry()? {
         unpack.entry(&entry, &mut reader)?;
     }
-    let done = unpack.end()?;
+    let done = unpack.finish()?;
     // What follows the archive counts for the digest.
     reader.finish()?;
     Ok(done)

@@ -10,7 +10,6 @@ pub mod commit;
 mod delta;
 pub mod digest;
 pub mod export;
-mod finish;
 pub mod ids;
 pub mod import;
 mod links;

@@ -4,31 +4,37 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use rustix::fs::{FileType, OFlags, makedev};
+use rustix::fs::{FileType, OFlags, XattrFlags, makedev};
 
 use super::attributes::{Xattrs, of_entry};
 use super::change::open_data;
-use super::finish::{Done, Fill, Finish, Why, explain, refused};
 use super::tar::{Entry, EntryKind, Fault};
 use super::wanted::Wanted;
+use crate::config::Permissions;
 use crate::error::{Errno, Result};
 use crate::format::names::{self, Mark};
+use crate::format::override_stat;
 use crate::layer::stack::Stack;
 use crate::layer::upper::Writable;
 use crate::layer::work::WorkDir;
 use crate::merge::lookup::{Data, Found, lookup, root};
 use crate::merge::whiteout::is_whiteout;
-use crate::sys::copy::copy_data;
+use crate::sys::copy::{copy_data, write_some_at};
 use crate::sys::cred::Caller;
-use crate::sys::file;
+use crate::sys::file::{self, SetTime};
+use crate::sys::xattr::{self, Target};
 
 /// The deepest path: more than any tree has, few enough to be walked for each entry.
 const MAX_DEPTH: usize = 2048;
 /// Permissions of a directory that the archive does not mention.
 const DIR_MODE: u32 = 0o755;
+/// Attributes that tools keep for themselves.
+const OF_TOOLS: [&str; 3] = ["user.containers.override_", "user.fuseoverlayfs.", "security.fuseoverlayfs."];
+/// Bytes of content handled at once.
+const BUFFER: usize = 256 << 10;
 
 /// Makes a layer from entries.
 pub(super) struct Unpack<'a> {
@@ -42,11 +48,30 @@ pub(super) struct Unpack<'a> {
     /// modes may forbid it.
     dirs: HashMap<Vec<u8>, usize>,
     pending: Vec<(Writable, Entry)>,
-    fill: Fill,
-    finish: Finish<'a>,
+    notes: Vec<String>,
     /// Whether anything is as it is because of the layers below.
     depends: bool,
+    buffer: Vec<u8>,
 }
+
+/// Why an entry was not made.
+enum Why {
+    Refused(String),
+    Failed(Errno),
+    Archive(std::io::Error),
+}
+
+impl From<Errno> for Why {
+    fn from(e: Errno) -> Self {
+        Self::Failed(e)
+    }
+}
+
+fn refused<T>(reason: impl Into<String>) -> std::result::Result<T, Why> {
+    Err(Why::Refused(reason.into()))
+}
+
+type Done<T = ()> = std::result::Result<T, Why>;
 
 impl<'a> Unpack<'a> {
     pub(super) fn new(
@@ -54,7 +79,6 @@ impl<'a> Unpack<'a> {
         root: Writable,
         lowers: Option<&'a Stack>,
         wanted: &'a Wanted,
-        fill: Fill,
     ) -> Self {
         let mut unpack = Self {
             work,
@@ -64,9 +88,9 @@ impl<'a> Unpack<'a> {
             way: Vec::new(),
             dirs: HashMap::new(),
             pending: Vec::new(),
-            fill,
-            finish: Finish::new(wanted),
+            notes: Vec::new(),
             depends: false,
+            buffer: vec![0; BUFFER],
         };
         // Unless the archive has it: that of the layers below, or what a new directory has.
         unpack.later(Vec::new(), unpack.root.clone(), None);
@@ -79,8 +103,7 @@ impl<'a> Unpack<'a> {
     }
 
     /// Sets what was put off; gives notes of what was left out, and whether anything depends on the layers below.
-    pub(super) fn end(mut self) -> std::result::Result<(Vec<String>, bool), Fault> {
-        self.fill.hand_over().map_err(|why| explain(&[], why))?;
+    pub(super) fn finish(mut self) -> std::result::Result<(Vec<String>, bool), Fault> {
         // From the deepest: a directory may forbid to be entered.
         while let Some((dir, entry)) = self.pending.pop() {
             let fd = match dir.fd() {
@@ -89,9 +112,9 @@ impl<'a> Unpack<'a> {
                 Err(Errno::NOENT | Errno::STALE | Errno::NOTDIR) => continue,
                 Err(e) => return Err(explain(&entry.path, e.into())),
             };
-            self.finish.attributes(&*fd, &entry).map_err(|why| explain(&entry.path, why))?;
+            self.attributes(&*fd, &entry).map_err(|why| explain(&entry.path, why))?;
         }
-        Ok((self.finish.into_notes(), self.depends))
+        Ok((self.notes, self.depends))
     }
 
     fn make(&mut self, entry: &Entry, content: &mut impl Read) -> Done {
@@ -331,7 +354,7 @@ impl<'a> Unpack<'a> {
             mtime: st.mtime,
             xattrs: of_entry(&lower.dir, &lower.name)?,
         };
-        self.finish.attributes(&to, &entry)
+        self.attributes(&to, &entry)
     }
 
     fn other(&mut self, dir: &Writable, name: &OsStr, entry: &Entry, content: &mut impl Read) -> Done {
@@ -346,7 +369,8 @@ impl<'a> Unpack<'a> {
                 }
                 other => other?,
             };
-            return self.fill.file(fd, entry, size, content, &mut self.finish);
+            self.fill(&fd, size, content)?;
+            return self.attributes(&fd, entry);
         }
         self.clear(dir, name)?;
         let device = |major: u32, minor: u32| match makedev(major, minor) {
@@ -385,7 +409,128 @@ impl<'a> Unpack<'a> {
                 return refused("has an impossible type");
             }
         };
-        self.finish.attributes(&object, entry)
+        self.attributes(&object, entry)
+    }
+
+    fn fill(&mut self, fd: &OwnedFd, size: u64, content: &mut impl Read) -> Done {
+        let mut at = 0;
+        while at < size {
+            let most = usize::try_from(size - at).map_or(BUFFER, |left| left.min(BUFFER));
+            let n = content.read(&mut self.buffer[..most]).map_err(Why::Archive)?;
+            if n == 0 {
+                return Err(Why::Archive(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            let mut done = 0;
+            while done < n {
+                done += match write_some_at(fd, &self.buffer[done..n], at + done as u64)? {
+                    0 => return Err(Errno::NOSPC.into()),
+                    written => written,
+                };
+            }
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Sets owner, xattrs, mode and times, in this order: see [`crate::copy_up::metadata`].
+    fn attributes(&mut self, object: impl AsFd, entry: &Entry) -> Done {
+        let now = file::stat_fd(&object)?;
+        let mapped = (self.wanted.uids.host(entry.uid), self.wanted.gids.host(entry.gid));
+        let (Some(uid), Some(gid)) = mapped else {
+            return refused(format!(
+                "belongs to {}:{}, which is not in the ranges given",
+                entry.uid, entry.gid
+            ));
+        };
+        if self.wanted.rootless {
+            return self.rootless_attributes(object, entry);
+        }
+        if (now.uid, now.gid) != (uid, gid) {
+            match file::chown_fd(&object, Some(uid), Some(gid)) {
+                Err(Errno::PERM) => {
+                    return refused(format!(
+                        "belongs to {uid}:{gid}, and this user may not give files away; run as root, or use --rootless"
+                    ));
+                }
+                other => other?,
+            }
+        }
+        self.xattrs(&object, entry)?;
+        // chown(2) clears bits, an ACL changes them.
+        let changed = (now.uid, now.gid) != (uid, gid) || !entry.xattrs.is_empty();
+        if now.kind() != FileType::Symlink && (changed || now.mode & 0o7777 != entry.mode) {
+            file::chmod_fd(&object, entry.mode)?;
+        }
+        let (seconds, nanos) = entry.mtime;
+        Ok(file::utimes_fd(object, SetTime::Keep, SetTime::At(seconds, nanos))?)
+    }
+
+    /// What a user without privilege can keep of an object, and the rest in an attribute.
+    fn rootless_attributes(&mut self, object: impl AsFd, entry: &Entry) -> Done {
+        let kind = match &entry.kind {
+            EntryKind::File(_) | EntryKind::Hardlink(_) => Some("file".to_owned()),
+            EntryKind::Dir => Some("dir".to_owned()),
+            EntryKind::Char(major, minor) => Some(format!("char-{major}-{minor}")),
+            EntryKind::Block(major, minor) => Some(format!("block-{major}-{minor}")),
+            // They take no such attribute (xattr(7)).
+            EntryKind::Symlink(_) | EntryKind::Fifo => None,
+        };
+        self.xattrs(&object, entry)?;
+        if let (Some(kind), Some(name)) = (kind, override_stat::chosen(Permissions::Containers)) {
+            let value = format!("{}:{}:0{:o}:{kind}", entry.uid, entry.gid, entry.mode);
+            xattr::set(Target::Fd(object.as_fd()), name, value.as_bytes(), XattrFlags::empty())?;
+            // The owner can read and enter everything, as root can.
+            let least = if entry.kind == EntryKind::Dir { 0o700 } else { 0o600 };
+            file::chmod_fd(&object, (entry.mode & 0o777) | least)?;
+        }
+        let (seconds, nanos) = entry.mtime;
+        Ok(file::utimes_fd(object, SetTime::Keep, SetTime::At(seconds, nanos))?)
+    }
+
+    fn xattrs(&mut self, object: impl AsFd, entry: &Entry) -> Done {
+        for (name, value) in &entry.xattrs {
+            if OF_TOOLS.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes())) {
+                self.note(
+                    entry,
+                    &format!(
+                        "without the attribute {}, which other tools keep for themselves",
+                        name.display()
+                    ),
+                );
+                continue;
+            }
+            // One of the private names is a program's own: escaped, it says nothing about layers.
+            let stored = names::to_layer(name);
+            match xattr::set(Target::Fd(object.as_fd()), &stored, value, XattrFlags::empty()) {
+                Ok(()) => {}
+                Err(Errno::PERM | Errno::OPNOTSUPP) if self.wanted.rootless => {
+                    self.note(
+                        entry,
+                        &format!("without the attribute {}, which this user may not set", name.display()),
+                    );
+                }
+                Err(e) => {
+                    return refused(format!(
+                        "has the attribute {}, which cannot be set: {e}",
+                        name.display()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, entry: &Entry, what: &str) {
+        self.notes.push(format!("entry {}: {what}", OsStr::from_bytes(&entry.path).display()));
+    }
+}
+
+fn explain(path: &[u8], why: Why) -> Fault {
+    match why {
+        Why::Refused(reason) => Fault::entry(path, reason),
+        Why::Failed(Errno::NOSPC) => Fault::Archive("cannot be unpacked: no space is left".into()),
+        Why::Failed(e) => Fault::entry(path, format!("cannot be made: {e}")),
+        Why::Archive(e) => e.into(),
     }
 }
 
