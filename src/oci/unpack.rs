@@ -462,7 +462,13 @@ impl<'a> Unpack<'a> {
             file::chmod_fd(&object, entry.mode)?;
         }
         let (seconds, nanos) = entry.mtime;
-        Ok(file::utimes_fd(object, SetTime::Keep, SetTime::At(seconds, nanos))?)
+        let (atime, mtime) = (SetTime::Keep, SetTime::At(seconds, nanos));
+        // The others are known by O_PATH descriptors.
+        let set = match entry.kind {
+            EntryKind::File(_) => file::utimes_open(object, atime, mtime),
+            _ => file::utimes_fd(object, atime, mtime),
+        };
+        Ok(set?)
     }
 
     /// What a user without privilege can keep of an object, and the rest in an attribute.

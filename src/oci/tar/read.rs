@@ -9,6 +9,9 @@ use tar::{EntryType, Header};
 use super::{BLOCK, Entry, EntryKind, XATTR, pax};
 use crate::oci::attributes::Xattrs;
 
+/// The field of a header that holds its sum.
+const CHECKSUM: std::ops::Range<usize> = 148..156;
+
 /// How much an archive may ask for.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -57,6 +60,10 @@ impl From<io::Error> for Fault {
             _ => format!("cannot be read: {e}"),
         })
     }
+}
+
+fn wrong_sum() -> Fault {
+    Fault::Archive("is no archive, or is damaged: a header has a wrong checksum".into())
 }
 
 /// Reads an archive, member by member.
@@ -188,19 +195,15 @@ impl<R: Read> Reader<R> {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         let header = Header::from_byte_slice(&block).clone();
-        let sum = |value: fn(u8) -> i64| -> i64 {
-            // The sum is made with spaces in its own field.
-            block
-                .iter()
-                .enumerate()
-                .map(|(i, b)| value(if (148..156).contains(&i) { b' ' } else { *b }))
-                .sum()
-        };
-        let (unsigned, signed) = (sum(i64::from), sum(|b| i64::from(b.cast_signed())));
-        match header.cksum() {
-            // Old archives have the sum of signed bytes.
-            Ok(told) if [unsigned, signed].contains(&i64::from(told)) => Ok(Some(header)),
-            _ => Err(Fault::Archive("is no archive, or is damaged: a header has a wrong checksum".into())),
+        let Ok(told) = header.cksum() else { return Err(wrong_sum()) };
+        // The sum is made with spaces in its own field. Old archives have that of signed bytes.
+        block[CHECKSUM].fill(b' ');
+        let unsigned: u32 = block.iter().map(|b| u32::from(*b)).sum();
+        let signed = || -> i32 { block.iter().map(|b| i32::from(b.cast_signed())).sum() };
+        if told == unsigned || i64::from(told) == i64::from(signed()) {
+            Ok(Some(header))
+        } else {
+            Err(wrong_sum())
         }
     }
 
