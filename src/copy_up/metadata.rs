@@ -47,12 +47,15 @@ pub fn copy(
 }
 
 /// Copies every attribute but the private ones, which say something of the place of an object.
-/// Nor those that layers keep owners in.
+/// Nor those that layers keep owners in, and ACLs once more.
 fn xattrs(stack: &Stack, origin: LayerId, from: impl AsFd, to: impl AsFd) -> Result<()> {
     let owners = stack.has_owner_attributes();
     let (from, to) = (Target::Fd(from.as_fd()), Target::Fd(to.as_fd()));
     for name in xattr::list(from)? {
-        if names::is_private(&name) || (owners && override_stat::names().any(|own| own == name)) {
+        if names::is_private(&name)
+            || acl::is_of_xfs(&name)
+            || (owners && override_stat::names().any(|own| own == name))
+        {
             continue;
         }
         match xattr::get(from, &name) {

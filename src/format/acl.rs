@@ -13,6 +13,12 @@ pub fn is_name(name: &OsStr) -> bool {
     name == ACCESS || name == DEFAULT
 }
 
+/// Whether this is where XFS keeps ACLs, and shows them to the privileged once more (fs/xfs/xfs_acl.h). Copied as it
+/// stands, it would carry owners that are not translated, and mean nothing on other filesystems.
+pub fn is_of_xfs(name: &OsStr) -> bool {
+    name == "trusted.SGI_ACL_FILE" || name == "trusted.SGI_ACL_DEFAULT"
+}
+
 /// Before the entries: the version.
 const HEADER: usize = 4;
 /// The only version there is.

@@ -93,8 +93,8 @@ pub fn from_layer(name: &OsStr) -> Option<OsString> {
 
 /// The number under which a layer keeps a character device 0:0 that a program made: as it stands it would
 /// be a whiteout. Major 0 belongs to filesystems without a device (Documentation/admin-guide/devices.txt),
-/// so no driver answers to this one either.
-pub const ESCAPED_DEVICE: u64 = libc::makedev(0, 0xf_ffff);
+/// so no driver answers to this one either. XFS keeps 18 bits of the minor number and refuses what has more.
+pub const ESCAPED_DEVICE: u64 = libc::makedev(0, 0x3_ffff);
 
 /// Prefix of whiteouts in the AUFS and OCI form (OCI image spec, layer.md, "Whiteouts").
 pub const WH_PREFIX: &str = ".wh.";

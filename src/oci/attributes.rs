@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 
 use crate::error::{Errno, Result};
-use crate::format::{names, override_stat};
+use crate::format::{acl, names, override_stat};
 use crate::layer::dir::Dir;
 use crate::sys::file::Stat;
 use crate::sys::xattr::{self, Target};
@@ -24,6 +24,7 @@ pub fn xattrs(target: Target<'_>) -> Result<Xattrs> {
     let mut found = Xattrs::new();
     for stored in xattr::list(target)? {
         if OF_THE_MACHINE.iter().any(|name| stored == *name)
+            || acl::is_of_xfs(&stored)
             || override_stat::names().any(|name| stored == name)
         {
             continue;

@@ -27,10 +27,19 @@ impl Disk {
 
     /// Btrfs; the reason where there can be none.
     pub fn btrfs() -> Result<Self, String> {
-        if !std::fs::read_to_string("/proc/filesystems").unwrap().lines().any(|line| line.trim() == "btrfs") {
-            return Err("the kernel has no Btrfs".into());
+        Self::known("btrfs", 256, &["mkfs.btrfs", "-q"])
+    }
+
+    /// XFS; the reason where there can be none.
+    pub fn xfs() -> Result<Self, String> {
+        Self::known("xfs", 320, &["mkfs.xfs", "-q"])
+    }
+
+    fn known(kind: &str, size: u64, make: &[&str]) -> Result<Self, String> {
+        if !std::fs::read_to_string("/proc/filesystems").unwrap().lines().any(|line| line.trim() == kind) {
+            return Err(format!("the kernel has no {kind}"));
         }
-        Ok(Self::new(256, &["mkfs.btrfs", "-q"]))
+        Ok(Self::new(size, make))
     }
 
     fn new(size: u64, make: &[&str]) -> Self {

@@ -353,7 +353,9 @@ pub fn apply(
         Op::Rmdir(path) => rustix::fs::rmdir(at(path)).map(done),
         Op::Rename { from, to, noreplace } => {
             let flags = if *noreplace { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
-            rustix::fs::renameat_with(CWD, at(from), CWD, at(to), flags).map(done)
+            let renamed = rustix::fs::renameat_with(CWD, at(from), CWD, at(to), flags).map(done);
+            // rename(2) permits both for a directory that is not empty; XFS has the other one.
+            renamed.map_err(|e| if e == Errno::EXIST && !noreplace { Errno::NOTEMPTY } else { e })
         }
         Op::Write { path, offset, len } => {
             let fd = open(&at(path), OFlags::WRONLY)?;

@@ -382,6 +382,9 @@ fn a_crash_leaves_a_stack_that_can_be_mounted() {
 fn limits_are_for_the_new_upper() {
     need_unionfs!();
     let mut union = Union::new(1).option("size=4m");
+    if rustix::fs::statfs(union.dir()).unwrap().f_type == libc::XFS_SUPER_MAGIC {
+        return crate::common::skip("the kernel's XFS sets room aside behind files that grow, which counts");
+    }
     union.mount();
     let mnt = union.mnt();
     let fill = |name: &str| std::fs::write(mnt.join(name), vec![7; 3 << 20]);

@@ -7,9 +7,9 @@
 mod common;
 
 mod blocking;
-mod btrfs;
 mod content;
 mod cost;
+mod filesystems;
 mod identity;
 mod layers;
 mod limits;

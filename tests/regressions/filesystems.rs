@@ -1,4 +1,5 @@
-//! Layers on Btrfs, whose subvolumes share a UUID and number their inodes each for itself.
+//! Layers on other filesystems than ext4: on Btrfs, whose subvolumes share a UUID and number their inodes each for
+//! itself, and on XFS.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,7 +13,7 @@ use crate::common::files::*;
 use crate::common::{self, run, text, unionfs};
 use crate::need_unionfs;
 
-/// Layers, work directory and mount point on a Btrfs.
+/// Layers, work directory and mount point on a filesystem in a file.
 struct Layers {
     disk: Disk,
     /// Where upper and work directory lie.
@@ -135,5 +136,25 @@ fn copied_hardlinks_are_known_to_the_kernel_and_its_own_to_us() {
     layers.mount(&["lower"]);
     assert_eq!(get(mnt.join("d")), "changed by the kernel");
     assert_eq!(mnt.join("c").metadata().unwrap().ino(), mnt.join("d").metadata().unwrap().ino());
+    layers.unmount();
+}
+
+#[test]
+fn a_device_that_would_be_a_whiteout_on_xfs() {
+    need_unionfs!();
+    let disk = match Disk::xfs() {
+        Ok(disk) => disk,
+        Err(reason) => return common::skip(&reason),
+    };
+    dir(disk.at.join("lower"));
+    let layers = Layers::new(disk, ".");
+    layers.mount(&["lower"]);
+    let device = layers.mnt().join("device");
+    run("mknod", &["-m", "600", device.to_str().unwrap(), "c", "0", "0"].map(AsRef::as_ref));
+    let seen = || device.symlink_metadata().map(|found| (found.rdev(), found.mode() & 0o777)).unwrap();
+    assert_eq!(seen(), (0, 0o600));
+    layers.unmount();
+    layers.mount(&["lower"]);
+    assert_eq!(seen(), (0, 0o600));
     layers.unmount();
 }
