@@ -72,8 +72,7 @@ fn image() -> Vec<u8> {
 fn plain(line: &str) -> String {
     let mut out = String::new();
     for word in line.split_whitespace() {
-        // The layers may lie on another filesystem than the README's.
-        let mut word = if ["ext4", "xfs", "btrfs"].contains(&word) { "FS" } else { word }.to_owned();
+        let mut word = word.to_owned();
         for part in word.clone().split(|c: char| !c.is_ascii_alphanumeric()).filter(|p| p.len() >= 12) {
             if part.chars().all(|c| c.is_ascii_hexdigit()) {
                 word = word.replace(part, "H");

@@ -1,10 +1,17 @@
 //! Filesystems in files.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{TempDir, run, temp_dir};
+use rustix::fs::FsWord;
+
+use super::{TempDir, run, skip, temp_dir};
+
+/// Whether a path lies on a filesystem of this kind, as statfs(2) numbers them.
+pub fn lies_on(path: impl AsRef<Path>, kind: FsWord) -> bool {
+    rustix::fs::statfs(path.as_ref()).unwrap().f_type == kind
+}
 
 /// A filesystem in a file, mounted.
 pub struct Disk {
@@ -25,21 +32,22 @@ impl Disk {
         disk
     }
 
-    /// Btrfs; the reason where there can be none.
-    pub fn btrfs() -> Result<Self, String> {
+    /// Btrfs; where there can be none, says so as a skip.
+    pub fn btrfs() -> Option<Self> {
         Self::known("btrfs", 256, &["mkfs.btrfs", "-q"])
     }
 
-    /// XFS; the reason where there can be none.
-    pub fn xfs() -> Result<Self, String> {
+    /// XFS; where there can be none, says so as a skip.
+    pub fn xfs() -> Option<Self> {
         Self::known("xfs", 320, &["mkfs.xfs", "-q"])
     }
 
-    fn known(kind: &str, size: u64, make: &[&str]) -> Result<Self, String> {
+    fn known(kind: &str, size: u64, make: &[&str]) -> Option<Self> {
         if !std::fs::read_to_string("/proc/filesystems").unwrap().lines().any(|line| line.trim() == kind) {
-            return Err(format!("the kernel has no {kind}"));
+            skip(&format!("the kernel has no {kind}"));
+            return None;
         }
-        Ok(Self::new(size, make))
+        Some(Self::new(size, make))
     }
 
     fn new(size: u64, make: &[&str]) -> Self {

@@ -10,6 +10,7 @@ use proptest::sample::select;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
+use crate::common::disk::lies_on;
 use crate::layers::{NAMES, Rel, content, mode, rel, target};
 
 /// A path, found when the operation is done: most random paths would hit nothing.
@@ -354,8 +355,9 @@ pub fn apply(
         Op::Rename { from, to, noreplace } => {
             let flags = if *noreplace { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
             let renamed = rustix::fs::renameat_with(CWD, at(from), CWD, at(to), flags).map(done);
-            // rename(2) permits both for a directory that is not empty; XFS has the other one.
-            renamed.map_err(|e| if e == Errno::EXIST && !noreplace { Errno::NOTEMPTY } else { e })
+            // rename(2) permits both for a directory that is not empty; a plain one on XFS has the other.
+            let other = |e| e == Errno::EXIST && !noreplace && lies_on(root, libc::XFS_SUPER_MAGIC);
+            renamed.map_err(|e| if other(e) { Errno::NOTEMPTY } else { e })
         }
         Op::Write { path, offset, len } => {
             let fd = open(&at(path), OFlags::WRONLY)?;

@@ -77,10 +77,7 @@ fn numbers(mnt: &Path, names: &[&str]) -> BTreeMap<u64, String> {
 #[test]
 fn objects_of_subvolumes_have_numbers_of_their_own() {
     need_unionfs!();
-    let disk = match Disk::btrfs() {
-        Ok(disk) => disk,
-        Err(reason) => return common::skip(&reason),
-    };
+    let Some(disk) = Disk::btrfs() else { return };
     // The first inode of each has the same number.
     for (volume, name) in [("one", "f1"), ("two", "f2"), ("two/inner", "f3")] {
         put(disk.subvolume(volume).join(name), name);
@@ -109,10 +106,7 @@ fn objects_of_subvolumes_have_numbers_of_their_own() {
 #[test]
 fn copied_hardlinks_are_known_to_the_kernel_and_its_own_to_us() {
     need_unionfs!();
-    let disk = match Disk::btrfs() {
-        Ok(disk) => disk,
-        Err(reason) => return common::skip(&reason),
-    };
+    let Some(disk) = Disk::btrfs() else { return };
     let layers = Layers::new(disk, ".");
     let lower = PathBuf::from(layers.at("lower"));
     for (a, b) in [("a", "b"), ("c", "d")] {
@@ -142,10 +136,7 @@ fn copied_hardlinks_are_known_to_the_kernel_and_its_own_to_us() {
 #[test]
 fn a_device_that_would_be_a_whiteout_on_xfs() {
     need_unionfs!();
-    let disk = match Disk::xfs() {
-        Ok(disk) => disk,
-        Err(reason) => return common::skip(&reason),
-    };
+    let Some(disk) = Disk::xfs() else { return };
     dir(disk.at.join("lower"));
     let layers = Layers::new(disk, ".");
     layers.mount(&["lower"]);

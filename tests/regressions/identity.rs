@@ -151,7 +151,7 @@ held = [os.open(n, os.O_RDONLY) for n in names]
 handles = {n: handle(n) for n in names}
 os.rename('file', 'file2'); os.chmod('d/sub/g', 0o600); os.rename('d', 'e')
 for n, h in handles.items():
-    fd = reopen(h); s = os.fstat(fd); print(n, stat.S_ISDIR(s.st_mode) or s.st_size, oct(s.st_mode))
+    fd = reopen(h); s = os.fstat(fd); print(n, stat.S_ISDIR(s.st_mode), s.st_size, oct(s.st_mode))
 os.write(reopen(handles['file'], os.O_RDWR), b'by handle'); print(open('file2').read())
 os.unlink('file2'); os.close(held[0]); print(attempt(lambda: reopen(handles['file'])))
 "#;
