@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::disk::Disk;
 use common::files::put;
+use common::trace::{Trace, no_strace};
 use common::{Union, daemon_of, run, unionfs, wait_for};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
@@ -328,30 +329,17 @@ fn nobody_waits_for_a_dead_daemon() {
 #[test]
 fn fsync_reaches_attributes_that_were_copied_up_alone() {
     need_unionfs!();
+    if no_strace() {
+        return;
+    }
     let union = Union::new(1).option("metacopy=on").option("io_uring=off");
     put(union.lower(0, "f"), "data");
     let union = union.mounted();
     fs::set_permissions(union.at("f"), fs::Permissions::from_mode(0o600)).unwrap();
-    let pid = daemon_of(&union.mnt()).unwrap();
-    let log = union.dir().join("trace");
-    let mut strace = Command::new("strace")
-        .args(["-f", "-qq", "-y", "-e", "trace=fsync,fdatasync", "-p", &pid.to_string(), "-o"])
-        .arg(&log)
-        .spawn()
-        .unwrap();
-    let traced = || {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        tasks.flatten().all(|task| {
-            fs::read_to_string(task.path().join("status"))
-                .is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
-        })
-    };
-    assert!(wait_for(Duration::from_secs(10), traced));
+    let trace = Trace::begin(&union, "fsync,fdatasync");
     fs::File::open(union.at("f")).unwrap().sync_all().unwrap();
-    kill_process(Pid::from_child(&strace), Signal::INT).unwrap();
-    strace.wait().unwrap();
-    let calls = fs::read_to_string(&log).unwrap();
-    assert!(calls.contains("upper/f>"), "{calls}");
+    let calls = trace.end();
+    assert!(calls.iter().any(|call| call.contains("upper/f>")), "{calls:?}");
 }
 
 #[test]

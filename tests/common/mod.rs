@@ -10,6 +10,7 @@
 pub mod disk;
 pub mod files;
 pub mod overlay;
+pub mod trace;
 pub mod tree;
 
 use std::ffi::{OsStr, OsString};

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::common::Union;
 use crate::common::files::put;
-use crate::trace::{Trace, no_strace};
+use crate::common::trace::{Trace, no_strace};
 use crate::{agree, need_unionfs, python};
 
 #[test]

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::common::files::{dir, exists, is_whiteout, put};
+use crate::common::trace::{Trace, no_strace};
 use crate::common::{Union, skip, wait_for};
-use crate::trace::{Trace, no_strace};
 use crate::{MOUNTS, need_unionfs};
 
 fn fill(dir: &Path, entries: usize) {

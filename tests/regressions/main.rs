@@ -17,7 +17,6 @@ mod listing;
 mod metadata;
 mod names;
 mod setid;
-mod trace;
 
 use std::fmt::Debug;
 use std::path::Path;
