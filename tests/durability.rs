@@ -83,7 +83,7 @@ impl Drop for Elsewhere {
         let _ = Command::new("umount").arg("-l").arg(self.union.mnt()).status();
         // The daemon holds the filesystem below until it has ended.
         let mnt = self.union.mnt();
-        wait_for(Duration::from_secs(5), || daemon_of(&mnt).is_none());
+        wait_for(|| daemon_of(&mnt).is_none());
     }
 }
 
@@ -132,7 +132,7 @@ fn what_does_not_fit_leaves_the_old_state() {
     }
     fs::remove_file(union.at("filler")).unwrap();
     // The device gives room back with its next commit.
-    assert!(wait_for(Duration::from_secs(10), || open(&union.at("d/large")).is_ok()));
+    assert!(wait_for(|| open(&union.at("d/large")).is_ok()));
     open(&union.at("d/large")).unwrap().write_all_at(b"new", 0).unwrap();
     fs::rename(union.at("d/e/other"), union.at("d/e/to")).unwrap();
     assert_eq!(&fs::read(union.at("d/large")).unwrap()[..4], b"newo");
@@ -173,7 +173,7 @@ fn what_a_quota_does_not_allow_leaves_the_old_state() {
         }
     }
     fs::remove_file(union.at("filler")).unwrap();
-    assert!(wait_for(Duration::from_secs(20), || {
+    assert!(wait_for(|| {
         quota.settle();
         open(&union.at("d/large")).is_ok()
     }));
@@ -223,9 +223,9 @@ fn without_inodes_names_stay() {
         fs::remove_file(union.at(&format!("filler{n}"))).unwrap();
     }
     // What is removed ends when the kernel has told the daemon that nobody uses it.
-    assert!(wait_for(Duration::from_secs(20), || fs::remove_file(union.at("a/f")).is_ok()));
-    assert!(wait_for(Duration::from_secs(20), || fs::rename(union.at("c"), union.at("g")).is_ok()));
-    assert!(wait_for(Duration::from_secs(20), || fs::write(union.at("e/f"), "new").is_ok()));
+    assert!(wait_for(|| fs::remove_file(union.at("a/f")).is_ok()));
+    assert!(wait_for(|| fs::rename(union.at("c"), union.at("g")).is_ok()));
+    assert!(wait_for(|| fs::write(union.at("e/f"), "new").is_ok()));
     union.remount();
     assert!(!union.at("a/f").exists() && !union.at("c").exists());
     assert_eq!(fs::read(union.at("g/d/f")).unwrap(), b"old");
@@ -316,7 +316,7 @@ fn nobody_waits_for_a_dead_daemon() {
     kill_process(pid, Signal::KILL).unwrap();
     let begin = Instant::now();
     for mut child in waiting {
-        assert!(wait_for(Duration::from_secs(20), || child.try_wait().unwrap().is_some()), "a process hangs");
+        assert!(wait_for(|| child.try_wait().unwrap().is_some()), "a process hangs");
         assert!(!child.wait().unwrap().success());
     }
     assert!(begin.elapsed() < Duration::from_secs(20));

@@ -9,7 +9,6 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use common::Union;
 use common::files::{
@@ -632,5 +631,5 @@ fn sync_calls() {
     File::open(u.at("d/f")).unwrap().sync_all().unwrap();
     let fd = rustix::fs::openat(CWD, u.mnt(), OFlags::RDONLY, Mode::empty()).unwrap();
     rustix::fs::syncfs(&fd).unwrap();
-    assert!(common::wait_for(Duration::from_secs(5), || get(u.upper("d/f")) == "y"));
+    assert!(common::wait_for(|| get(u.upper("d/f")) == "y"));
 }

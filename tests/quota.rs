@@ -8,7 +8,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use common::files::{chmod, dir, errno, exists, get, is_whiteout, list, put};
 use common::{Union, text};
@@ -47,7 +46,7 @@ fn counted(u: &Union) -> (u64, u64) {
 
 /// Waits until both agree: the kernel tells late of what it has forgotten.
 fn agree(u: &Union) {
-    let same = common::wait_for(Duration::from_secs(10), || told(u) == counted(u));
+    let same = common::wait_for(|| told(u) == counted(u));
     assert!(same, "told {:?}, counted {:?}", told(u), counted(u));
 }
 
@@ -343,15 +342,11 @@ fn a_killed_daemon_takes_no_count_with_it() {
     let file = File::open(u.at("f")).unwrap();
     std::fs::remove_file(u.at("f")).unwrap();
     put(u.at("g"), vec![1; 1 << 19]);
-    let pid = common::daemon_of(&u.mnt()).unwrap();
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let daemon = common::daemon_of(&u.mnt()).unwrap();
+    let pid = rustix::process::Pid::from_raw(daemon.cast_signed()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     drop(file);
-    assert!(common::wait_for(Duration::from_secs(10), || !Path::new(&format!(
-        "/proc/{}",
-        pid.as_raw_nonzero()
-    ))
-    .exists()));
+    assert!(common::wait_for(|| common::has_ended(daemon)));
     rustix::mount::unmount(u.mnt(), rustix::mount::UnmountFlags::DETACH).unwrap();
     u.mount();
     agree(&u);

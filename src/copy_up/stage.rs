@@ -17,6 +17,7 @@ use crate::sys::copy;
 use crate::sys::cred::Caller;
 use crate::sys::file::{self, Stat};
 use crate::sys::flags;
+use crate::sys::sync;
 use crate::sys::xattr::{self, Target};
 
 /// A complete copy without a place yet. Dropped unpublished, it is deleted.
@@ -110,7 +111,7 @@ pub fn complete(
             Content::Copy(source, len) => {
                 let copied = copy::copy_data(source, copy, len.min(before.size), !stack.volatile())?;
                 if copied > 0 && !stack.volatile() {
-                    rustix::fs::fsync(copy)?;
+                    sync::data_before_name(copy)?;
                 }
             }
             // The hole that stands for the data must not be taken for it once the mark is gone.
@@ -200,7 +201,7 @@ impl Staged<'_> {
     /// Data must be on the device before a name shows it: a crash would leave an empty file else.
     fn sync_data(&self, stack: &Stack, st: &Stat) -> Result<()> {
         if st.kind() == FileType::RegularFile && self.copied > 0 && !stack.volatile() {
-            rustix::fs::fsync(&self.fd)?;
+            sync::data_before_name(&self.fd)?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use crate::node::Node;
 use crate::node::listings::{END, Place};
 use crate::sys::ahead::{self, Watch};
 use crate::sys::file;
+use crate::sys::sync;
 
 /// So many entries of a directory are read ahead at a time.
 const MOST_AHEAD: usize = 256;
@@ -196,7 +197,7 @@ impl UnionFs {
         let Ok(parts) = dir.parts() else { return Ok(()) };
         // Names in a frozen layer may have been made a moment ago.
         for part in parts.dirs().iter().filter(|p| self.stack.role(p.layer()) != Role::Lower) {
-            rustix::fs::fsync(&*part.fd()?)?;
+            sync::object(&*part.fd()?, false)?;
         }
         Ok(())
     }

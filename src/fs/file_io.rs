@@ -10,6 +10,7 @@ use crate::node::Node;
 use crate::node::files::{OpenFile, Real};
 use crate::sys::ahead;
 use crate::sys::copy::{read_full_at, write_some_at};
+use crate::sys::sync;
 
 impl UnionFs {
     /// The real file behind an open one.
@@ -88,10 +89,10 @@ impl UnionFs {
         if open.node.content_layer() != open.node.layer() {
             // Only its attributes are in the upper; the data is where it always was.
             let (own, _) = open.node.open_here(self.index(), OFlags::RDONLY, true)?;
-            return rustix::fs::fsync(own);
+            return sync::object(own, false);
         }
         let fd = self.real(&open)?.fd;
-        if datasync { rustix::fs::fdatasync(&*fd) } else { rustix::fs::fsync(&*fd) }
+        sync::object(&*fd, datasync)
     }
 
     /// Reserves, punches or collapses a range; `mode` as in fallocate(2). Gives whether the file's mode

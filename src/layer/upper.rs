@@ -12,6 +12,7 @@ use crate::format::names::{Mark, Namespace};
 use crate::layer::dir::Dir;
 use crate::sys::cred::{self, Caller};
 use crate::sys::file;
+use crate::sys::sync;
 use crate::sys::xattr::{self, Target};
 
 /// A directory that may be changed.
@@ -151,6 +152,6 @@ impl Writable {
 
     /// Flushes the directory to its device.
     pub fn sync(&self) -> Result<()> {
-        rustix::fs::fsync(self.fd()?)
+        sync::object(self.fd()?, false)
     }
 }

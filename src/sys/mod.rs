@@ -16,6 +16,7 @@ pub mod place;
 pub mod process;
 pub mod ring;
 pub mod scheduling;
+pub mod sync;
 pub mod xattr;
 
 use std::ffi::{OsStr, OsString};

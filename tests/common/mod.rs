@@ -261,11 +261,11 @@ impl Union {
     }
 
     /// Unmounts, and waits until the process that served the mount is gone.
-    pub fn unmount(&mut self) {
+    pub fn unmount(&self) {
         let (daemon, line) = (daemon_of(&self.mnt()), mount_line(&self.mnt()));
         // A process that another test has just forked holds our open files until its exec.
         let mut result = Ok(());
-        wait_for(Duration::from_secs(3), || {
+        wait_at_most(Duration::from_secs(3), || {
             result = rustix::mount::unmount(self.mnt(), UnmountFlags::empty());
             result != Err(Errno::BUSY)
         });
@@ -273,12 +273,11 @@ impl Union {
         if let Some(pid) = daemon {
             // How soon is for tests/mounting.rs. A process that has made a mount namespace of its own in
             // the meantime (a build in a container on the same machine) holds a copy of the mount.
-            let alive = || Path::new("/proc").join(pid.to_string()).join("root").exists();
-            if !wait_for(Duration::from_secs(3), || !alive()) {
+            if !wait_at_most(Duration::from_secs(3), || has_ended(pid)) {
                 let _ = writeln!(std::io::stderr(), "another mount namespace holds {}", self.mnt().display());
                 line.iter().for_each(|l| abort(l));
             }
-            assert!(wait_for(Duration::from_secs(10), || !alive()), "the daemon stays after the unmount");
+            assert!(wait_for(|| has_ended(pid)), "the daemon stays after the unmount");
         }
     }
 
@@ -388,8 +387,17 @@ pub fn record_of(pid: u32) -> PathBuf {
     PathBuf::from(format!("/run/unionfs/{namespace}-{pid}.json"))
 }
 
+/// How long a test waits for what has to come: much longer than it takes, also on a busy machine where other tests have
+/// mount namespaces of their own meanwhile, with copies of our mounts in them.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `done`, within patience; gives whether it was done.
+pub fn wait_for(done: impl FnMut() -> bool) -> bool {
+    wait_at_most(PATIENCE, done)
+}
+
 /// Waits until `done` or the time is over; gives whether it was done.
-pub fn wait_for(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+pub fn wait_at_most(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     while !done() {
         if Instant::now() > end {
@@ -398,6 +406,13 @@ pub fn wait_for(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(5));
     }
     true
+}
+
+/// Whether a process has ended, whether or not its parent has asked for it.
+pub fn has_ended(pid: u32) -> bool {
+    // The state comes behind the name, which may contain anything (proc_pid_stat(5)).
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// What a command said.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use super::{Union, daemon_of, skip, wait_for};
+use super::{Union, daemon_of, skip, wait_at_most};
 
 /// strace(1) on a daemon.
 pub struct Trace {
@@ -39,7 +39,7 @@ impl Trace {
         // begins some after its mount is there.
         for _ in 0..4 {
             let trace = begin();
-            if wait_for(Duration::from_secs(10), || untraced(&pid).is_empty()) {
+            if wait_at_most(Duration::from_secs(10), || untraced(&pid).is_empty()) {
                 return trace;
             }
             let missed = untraced(&pid);

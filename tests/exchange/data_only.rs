@@ -144,7 +144,7 @@ fn random_data_only_lowers() {
 #[test]
 fn missing_data_is_an_error() {
     need_unionfs!();
-    let mut u = Union::new(1);
+    let u = Union::new(1);
     for name in ["there", "missing"] {
         put(u.lower(0, name), "");
         OpenOptions::new().write(true).open(u.lower(0, name)).unwrap().set_len(4).unwrap();

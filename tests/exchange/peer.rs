@@ -94,7 +94,7 @@ impl Peer {
                 && args.any(|arg| arg == mnt.as_os_str().as_encoded_bytes())
         };
         let gone = || !std::fs::read_dir("/proc").unwrap().flatten().any(serves);
-        assert!(common::wait_for(Duration::from_secs(20), gone), "{} does not end", self.name());
+        assert!(common::wait_for(gone), "{} does not end", self.name());
     }
 
     /// Reads what it shows, leaving out what it is known to tell wrong.
@@ -135,7 +135,7 @@ fn fuse(union: &Union, program: &Path) {
     for _ in 0..5 {
         let mut command = Command::new("timeout");
         let out = command.arg("20").arg(program).args(["-o", &options]).arg(union.mnt()).output().unwrap();
-        if out.status.success() && common::wait_for(Duration::from_secs(5), || is_mounted(&union.mnt())) {
+        if out.status.success() && common::wait_at_most(Duration::from_secs(5), || is_mounted(&union.mnt())) {
             return;
         }
         said = format!("{}: {}", out.status, text(&out));

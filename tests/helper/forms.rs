@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use super::{called_as, have, helper, quiet, refused, script, unmount};
+use super::{called_as, have, helper, quiet, refused, script};
 use crate::common::disk::lies_on;
 use crate::common::files::{dir, errno, exists, get, list, put};
 use crate::common::{self, Union, mount_line};
@@ -24,7 +24,7 @@ fn works(u: &Union) {
     put(u.at("new"), "x");
     assert_eq!(get(u.upper("new")), "x");
     std::fs::remove_file(u.at("new")).unwrap();
-    unmount(u);
+    u.unmount();
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn read_only_without_an_upper() {
         quiet(helper(&u, &["-o", options, "mnt"]));
         assert_eq!((get(u.at("f")), errno(std::fs::write(u.at("f"), "x"))), ("1".into(), libc::EROFS));
         assert!(mount_line(&u.mnt()).unwrap().contains(" ro,"));
-        unmount(&u);
+        u.unmount();
     }
 }
 
@@ -157,13 +157,13 @@ fn link_counts_and_acls_can_be_left_out() {
     let set =
         rustix::fs::setxattr(u.at("f"), "system.posix_acl_access", &acl, rustix::fs::XattrFlags::empty());
     assert_eq!(set, Err(rustix::io::Errno::OPNOTSUPP));
-    unmount(&u);
+    u.unmount();
     quiet(helper(&u, &["-o", LAYERS, "mnt"]));
     // Btrfs does not count directories.
     let links = if lies_on(u.dir(), libc::BTRFS_SUPER_MAGIC) { 1 } else { 4 };
     assert_eq!(u.at("only").metadata().unwrap().nlink(), links);
     assert_eq!(common::files::xattr(u.at("top"), "system.posix_acl_access"), Some(acl));
-    unmount(&u);
+    u.unmount();
 }
 
 #[test]

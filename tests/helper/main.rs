@@ -13,7 +13,6 @@ mod rootless;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use common::Union;
 
@@ -53,16 +52,6 @@ fn refused(mut command: Command, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "{word} is not in {text}");
     }
-}
-
-fn unmount(u: &Union) {
-    // A process that another test has just forked holds our open files until its exec.
-    let mut result = Ok(());
-    common::wait_for(Duration::from_secs(3), || {
-        result = rustix::mount::unmount(u.mnt(), rustix::mount::UnmountFlags::empty());
-        result != Err(rustix::io::Errno::BUSY)
-    });
-    result.unwrap();
 }
 
 /// Runs a script of sh in the directory of the layers; gives what it wrote.

@@ -1,7 +1,7 @@
 //! Owners that differ between the layers and the mount. fuse-overlayfs shows and stores the same, where it
 //! does it at all.
 
-use super::{have, helper, quiet, script, unmount};
+use super::{have, helper, quiet, script};
 use crate::common::files::{acl_for, dir, exists, get, list, put, set_xattr, xattr};
 use crate::common::{self, Union};
 use crate::{need_mount, need_unionfs};
@@ -42,7 +42,7 @@ const WORK: &str = r#"
 
 fn run(u: &Union, options: &str) -> [String; 2] {
     let seen = script(u.dir(), &[], WORK);
-    unmount(u);
+    u.unmount();
     let stored = script(u.dir(), &[], "cd upper; find . ! -type c -printf '%p %U:%G %m\\n' | sort");
     assert_eq!(get(u.lower(0, "d/some")), "some", "{options}");
     [seen, stored]
@@ -102,7 +102,7 @@ fn squashed() {
             "cd mnt; : >new; chown 8:9 new; chown 8:9 d/some; stat -c %u:%g . new d d/* | sort -u",
         );
         assert_eq!(seen, format!("{owner}\n"), "{options}");
-        unmount(&u);
+        u.unmount();
         assert_eq!(script(u.dir(), &[], "stat -c %u:%g upper/new upper/d/some"), "8:9\n8:9\n");
     }
 }
@@ -132,7 +132,7 @@ fn entries_of_acls_are_mapped() {
     let inherited = xattr(u.upper("d/new"), ACCESS).unwrap();
     assert_eq!(inherited[4 + 8 + 4..4 + 8 + 8], 1000_u32.to_le_bytes());
     assert_eq!(xattr(u.at("d/new"), ACCESS).unwrap()[4 + 8 + 4..4 + 8 + 8], 7_u32.to_le_bytes());
-    unmount(&u);
+    u.unmount();
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn owners_in_attributes() {
         assert_eq!(common::files::xattr_names(u.at("made")), [""; 0]);
         let set = rustix::fs::setxattr(u.at("made"), attribute, b"0:0:4777", rustix::fs::XattrFlags::empty());
         assert_eq!(set, Err(rustix::io::Errno::OPNOTSUPP));
-        unmount(&u);
+        u.unmount();
         let kept = |path: &str| String::from_utf8(xattr(u.upper(path), attribute).unwrap()).unwrap();
         assert_eq!(
             (kept("made"), kept("dir"), kept("d/some")),
@@ -218,7 +218,7 @@ fn owners_in_attributes() {
             script(u.dir(), &[], "stat -c '%u:%g %a' mnt mnt/made mnt/dir"),
             "0:0 777\n7:8 755\n0:9 2775\n"
         );
-        unmount(&u);
+        u.unmount();
     }
 }
 
@@ -231,7 +231,7 @@ fn attributes_of_users_count_when_asked_for() {
     script(u.dir(), &[], "chown 5:6 l0/d/some");
     quiet(helper(&u, &["-o", LAYERS, "mnt"]));
     assert_eq!(script(u.dir(), &[], "stat -c '%u:%g %a' mnt/d/some"), "5:6 644\n");
-    unmount(&u);
+    u.unmount();
 }
 
 #[test]
@@ -266,16 +266,16 @@ fn fuse_overlayfs_keeps_them_in_the_same_form() {
         theirs();
         change(1);
         let seen = show();
-        unmount(&u);
+        u.unmount();
         ours();
         assert_eq!(show(), seen, "{}", peer.display());
         change(2);
         let seen = show();
-        unmount(&u);
+        u.unmount();
         theirs();
         assert_eq!(show(), seen, "{}", peer.display());
         assert!(seen.contains("./new2 2:2 642\n") && seen.contains("./dir2 1:2 1777\n"), "{seen}");
-        unmount(&u);
+        u.unmount();
     }
 }
 
@@ -339,7 +339,7 @@ fn lowers_on_idmapped_mounts() {
     assert_eq!(show(), seen);
     assert_eq!(xattr(u.at("d/some"), ACCESS), Some(acl_for(100_009, 0o640)));
     assert_eq!(xattr(u.upper("d/some"), ACCESS), Some(acl_for(9, 0o640)));
-    unmount(&u);
+    u.unmount();
     let stored =
         script(u.dir(), &[], "stat -c '%n %u:%g' upper/d/root upper/d/some upper/d/none upper/d/link");
     assert_eq!(stored, "upper/d/root 0:0\nupper/d/some 5:6\nupper/d/none 5000:5000\nupper/d/link 5:6\n");

@@ -113,18 +113,14 @@ fn signals_are_obeyed_from_within() {
         fill(&union);
         union.mount();
         use_all(&union.mnt());
-        let pid = rustix::process::Pid::from_raw(daemon_of(&union.mnt()).unwrap().cast_signed()).unwrap();
+        let daemon = daemon_of(&union.mnt()).unwrap();
+        let pid = rustix::process::Pid::from_raw(daemon.cast_signed()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
-        let limit = std::time::Duration::from_secs(10);
-        assert!(
-            common::wait_for(limit, || get(log_of(&union)).contains("requests")),
-            "{}",
-            get(log_of(&union))
-        );
+        assert!(common::wait_for(|| get(log_of(&union)).contains("requests")), "{}", get(log_of(&union)));
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        assert!(common::wait_for(limit, || !common::is_mounted(&union.mnt())));
-        assert!(common::wait_for(limit, || !exists(format!("/proc/{}/root", pid.as_raw_nonzero()))));
-        assert!(!exists(common::record_of(pid.as_raw_nonzero().get().cast_unsigned())));
+        assert!(common::wait_for(|| !common::is_mounted(&union.mnt())));
+        assert!(common::wait_for(|| common::has_ended(daemon)));
+        assert!(!exists(common::record_of(daemon)));
     }
 }
 

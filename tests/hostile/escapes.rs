@@ -9,7 +9,7 @@ use crate::{Canary, check_alive, logged, mount, need_mount, need_ours, peer, tel
 #[test]
 fn redirects_lead_nowhere_outside() {
     need_mount!();
-    let mut union = logged(3);
+    let union = logged(3);
     let canary = Canary::beside(&union);
     let outside = canary.dir().to_str().unwrap().to_owned();
     symlink("../outside", union.lower(2, "way-out")).unwrap();
@@ -66,7 +66,7 @@ fn redirects_lead_nowhere_outside() {
 #[test]
 fn symlinks_in_the_place_of_directories() {
     need_mount!();
-    let mut union = logged(2);
+    let union = logged(2);
     let canary = Canary::beside(&union);
     // The layers below have directories where those above have ways out, and the other way round.
     symlink("../outside", union.upper("a")).unwrap();
@@ -99,7 +99,7 @@ fn symlinks_in_the_place_of_directories() {
 fn a_work_directory_full_of_symlinks() {
     need_mount!();
     for name in ["work", "index", "gone"] {
-        let mut union = logged(1);
+        let union = logged(1);
         let canary = Canary::beside(&union);
         put(union.lower(0, "f"), "x");
         std::fs::hard_link(union.lower(0, "f"), union.lower(0, "g")).unwrap();
@@ -112,7 +112,7 @@ fn a_work_directory_full_of_symlinks() {
         canary.check();
     }
     // Nor is what lies in it followed when it is cleaned.
-    let mut union = logged(1);
+    let union = logged(1);
     let canary = Canary::beside(&union);
     dir(union.work("work/#1"));
     symlink("../../../outside", union.work("work/#1/dir")).unwrap();
@@ -126,7 +126,7 @@ fn a_work_directory_full_of_symlinks() {
 #[test]
 fn whiteouts_in_roots() {
     need_ours!();
-    let mut union = logged(2);
+    let union = logged(2);
     let canary = Canary::beside(&union);
     for name in [
         ".wh..",
@@ -165,7 +165,7 @@ fn whiteouts_in_roots() {
 #[test]
 fn a_handle_in_an_origin_opens_nothing() {
     need_mount!();
-    let mut union = logged(1);
+    let union = logged(1);
     let canary = Canary::beside(&union);
     put(union.lower(0, "f"), "of the lower");
     std::fs::hard_link(union.lower(0, "f"), union.lower(0, "g")).unwrap();
@@ -216,7 +216,7 @@ print(os.stat({secret:?}).st_ino)
 fn an_index_entry_of_another_type() {
     need_ours!();
     for kind in ["symlink", "fifo", "device", "directory"] {
-        let mut union = logged(1);
+        let union = logged(1);
         let canary = Canary::beside(&union);
         put(union.lower(0, "f"), "of the lower");
         std::fs::hard_link(union.lower(0, "f"), union.lower(0, "g")).unwrap();

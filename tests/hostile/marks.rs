@@ -127,7 +127,7 @@ fn lower(union: &Union, i: usize) -> BTreeMap<PathBuf, Vec<i64>> {
 }
 
 /// Mounts, uses everything, and looks whether that went well.
-fn survives(mut union: Union, what: &str) {
+fn survives(union: Union, what: &str) {
     let canary = Canary::beside(&union);
     let before: Vec<_> = (0..2).map(|i| lower(&union, i)).collect();
     if let Err(said) = try_mount(&union, "") {
@@ -173,7 +173,7 @@ fn crafted(union: &Union, full: &str, layer: usize) {
 fn in_entries(namespace: &str) {
     for name in NAMES {
         let full = format!("{namespace}.{name}");
-        let mut union = layers("index=on");
+        let union = layers("index=on");
         for layer in 0..3 {
             crafted(&union, &full, layer);
         }

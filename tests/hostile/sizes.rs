@@ -8,7 +8,7 @@ use crate::{check_alive, logged, mount, need_mount, python};
 #[test]
 fn deeper_than_a_path_is_long() {
     need_mount!();
-    let mut union = logged(2);
+    let union = logged(2);
     // 12 KiB of path, in two layers.
     let make = r#"
 import os

@@ -24,7 +24,7 @@ pub fn lines(union: &Union) -> Vec<String> {
 
 /// The tree that the lowers alone make.
 pub fn before(union: &Union) -> tree::Tree {
-    let mut lowers = Union::new(0);
+    let lowers = Union::new(0);
     for i in 0..union.lowers() {
         std::os::unix::fs::symlink(union.lower(i, ""), lowers.dir().join(format!("l{i}"))).unwrap();
     }

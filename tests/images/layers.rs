@@ -47,7 +47,7 @@ fn mounted(layers: &[PathBuf]) -> (Tree, Tree) {
         }
         list.push(layer);
     }
-    let mut at = Union::new(0);
+    let at = Union::new(0);
     let out = unionfs().args(["mount", "--read-only"]).arg(&list).arg(at.mnt()).output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
     let ours = tree::read(&at.mnt());

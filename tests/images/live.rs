@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::files::*;
-use crate::common::{Union, daemon_of, record_of, run, text, unionfs, wait_for};
+use crate::common::{Union, daemon_of, has_ended, record_of, run, text, unionfs, wait_for};
 use crate::need_unionfs;
 
 /// The process namespace that all others are in (`PROC_PID_INIT_INO`).
@@ -26,7 +26,7 @@ fn listed(mnt: &Path) -> Option<serde_json::Value> {
 #[test]
 fn mounts_are_listed_while_they_live() {
     need_unionfs!();
-    let mut union = Union::new(2).with_init().option("metacopy=on").mounted();
+    let union = Union::new(2).with_init().option("metacopy=on").mounted();
     let mnt = union.mnt();
     let state = listed(&mnt).unwrap();
     assert_eq!((&state["pid"], &state["live"]), (&daemon_of(&mnt).unwrap().into(), &true.into()));
@@ -42,7 +42,7 @@ fn mounts_are_listed_while_they_live() {
 #[test]
 fn what_a_killed_daemon_leaves_is_removed() {
     need_unionfs!();
-    let mut union = Union::new(1).mounted();
+    let union = Union::new(1).mounted();
     let pid = daemon_of(&union.mnt()).unwrap();
     let record = record_of(pid);
     let files = [record.with_extension("sock"), record];
@@ -52,9 +52,7 @@ fn what_a_killed_daemon_leaves_is_removed() {
         rustix::process::Signal::KILL,
     )
     .unwrap();
-    assert!(
-        wait_for(std::time::Duration::from_secs(10), || !Path::new(&format!("/proc/{pid}/root")).exists())
-    );
+    assert!(wait_for(|| has_ended(pid)));
     // Who looks from another mount namespace, where it has another number, lets it be.
     let elsewhere = ["60", "unshare", "--mount", "--pid", "--fork", "--mount-proc"];
     run(
@@ -84,8 +82,7 @@ fn what_is_gone_with_its_mount_namespace_is_removed() {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private"]).arg(mount.get_program()).args(mount.get_args());
     let mut mount = command.spawn().unwrap();
-    let limit = std::time::Duration::from_secs(10);
-    assert!(wait_for(limit, || listed(&union.mnt()).is_some()));
+    assert!(wait_for(|| listed(&union.mnt()).is_some()));
     let state = listed(&union.mnt()).unwrap();
     let file = format!("/run/unionfs/{}-{}.json", state["namespace"], 1);
     assert!(exists(&file));
@@ -93,10 +90,10 @@ fn what_is_gone_with_its_mount_namespace_is_removed() {
     let process = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
     mount.wait().unwrap();
-    assert!(wait_for(limit, || listed(&union.mnt()).is_none()));
+    assert!(wait_for(|| listed(&union.mnt()).is_none()));
     // Who does not see all processes there are cannot know that nobody is in that namespace.
     let sees_all = std::fs::metadata("/proc/self/ns/pid").unwrap().ino() == FIRST_PROCESS_NAMESPACE;
-    assert!(wait_for(limit, || listed(&union.mnt()).is_none() && exists(&file) != sees_all));
+    assert!(wait_for(|| listed(&union.mnt()).is_none() && exists(&file) != sees_all));
     let _ = std::fs::remove_file(file);
 }
 
@@ -104,7 +101,7 @@ fn what_is_gone_with_its_mount_namespace_is_removed() {
 fn mounts_of_other_process_namespaces_are_told_from_dead_ones() {
     need_unionfs!();
     // Who looks from another one does not see our process.
-    let mut union = Union::new(1).mounted();
+    let union = Union::new(1).mounted();
     let pid = daemon_of(&union.mnt()).unwrap();
     let mnt = union.mnt().to_str().unwrap().to_owned();
     let mut command = Command::new("timeout");
@@ -118,11 +115,10 @@ fn mounts_of_other_process_namespaces_are_told_from_dead_ones() {
     union.unmount();
 
     // And one inside is seen from here by the number that it has here.
-    let mut union = Union::new(1);
+    let union = Union::new(1);
     let mnt = union.mnt();
     let mut mount = union.command_inside().spawn().unwrap();
-    let limit = std::time::Duration::from_secs(10);
-    assert!(wait_for(limit, || listed(&mnt).is_some()));
+    assert!(wait_for(|| listed(&mnt).is_some()));
     let state = listed(&mnt).unwrap();
     let pid = u32::try_from(state["pid"].as_u64().unwrap()).unwrap();
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
@@ -130,7 +126,7 @@ fn mounts_of_other_process_namespaces_are_told_from_dead_ones() {
     let process = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
     mount.wait().unwrap();
-    assert!(wait_for(limit, || listed(&mnt).is_some_and(|state| state["live"] == false)));
+    assert!(wait_for(|| listed(&mnt).is_some_and(|state| state["live"] == false)));
     union.unmount();
     assert_eq!(listed(&mnt), None);
 }

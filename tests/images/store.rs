@@ -164,7 +164,7 @@ fn images_go_to_and_from_podman_slow() {
     let mut layers: Vec<&str> =
         image["LayerPaths"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
     layers.reverse();
-    let mut plain = Union::new(0);
+    let plain = Union::new(0);
     let out = unionfs().args(["mount", "--read-only", &layers.join(":")]).arg(plain.mnt()).output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
     // An engine decides itself about the root, which no layer mentions.

@@ -6,7 +6,6 @@ use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use crate::common::disk::Disk;
 use crate::common::files::*;
@@ -58,7 +57,7 @@ impl Layers {
 
     /// The daemon holds the filesystem below until it has ended.
     fn ended(&self) {
-        common::wait_for(Duration::from_secs(10), || common::daemon_of(&self.mnt()).is_none());
+        common::wait_for(|| common::daemon_of(&self.mnt()).is_none());
     }
 }
 

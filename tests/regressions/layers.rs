@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -125,7 +124,7 @@ fn a_full_disk_leaves_the_lower_version_and_no_rest() {
         std::fs::remove_file(u.at("d/big")).unwrap();
         assert_eq!(list(u.at("d")), ["small"]);
         u.unmount();
-        assert!(wait_for(Duration::from_secs(5), || unmount(&small, UnmountFlags::empty()).is_ok()));
+        assert!(wait_for(|| unmount(&small, UnmountFlags::empty()).is_ok()));
     }
 }
 
@@ -140,11 +139,11 @@ fn a_daemon_killed_while_it_copies_leaves_the_lower_version() {
     let path = u.at("d/big");
     let open = std::thread::spawn(move || OpenOptions::new().write(true).open(path).is_ok());
     // In the middle of it, if the machine is not too fast.
-    wait_for(Duration::from_secs(5), || exists(u.upper("d")));
+    wait_for(|| exists(u.upper("d")));
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     let _ = open.join();
     unmount(u.mnt(), UnmountFlags::DETACH).unwrap();
-    assert!(wait_for(Duration::from_secs(5), || daemon_of(&u.mnt()).is_none()));
+    assert!(wait_for(|| daemon_of(&u.mnt()).is_none()));
     u.mount();
     assert_eq!(list(u.work("work")), [""; 0]);
     assert!(std::fs::read(u.at("d/big")).unwrap() == content);

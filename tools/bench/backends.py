@@ -98,9 +98,9 @@ class Program(Backend):
     def unmount(self, place):
         pid = system.process_of(place.mnt)
         super().unmount(place)
-        # It holds the layers for a moment after its mount is gone. One that has ended and waits for its parent has no root.
+        # It holds the layers for a moment after its mount is gone.
         end = time.monotonic() + 10
-        while pid and Path(f"/proc/{pid}/root").exists():
+        while pid and not system.has_ended(pid):
             if time.monotonic() > end:
                 os.kill(pid, signal.SIGKILL)
                 break

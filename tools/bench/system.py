@@ -206,6 +206,15 @@ def process_of(mountpoint):
     return None
 
 
+def has_ended(pid):
+    """Whether a process has ended, whether or not its parent has asked for it."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
+
+
 def catches(pid, number):
     """Whether a process has a handler for a signal, without which the signal would end it."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from bench import backends
+from bench import backends, system
 from bench.backends import REPO, Place
 from bench.system import Failure
 
@@ -96,7 +96,7 @@ def fingerprint(paths):
 
 def wait_gone(pid):
     end = time.monotonic() + WAIT
-    while Path(f"/proc/{pid}/root").exists():
+    while not system.has_ended(pid):
         if time.monotonic() > end:
             raise Failure(f"process {pid} stays after SIGKILL")
         time.sleep(0.001)

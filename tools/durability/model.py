@@ -251,6 +251,7 @@ def check_power_loss(model, cut, found):
     steps = model.steps
     done = [s for s in steps if s.end <= cut]
     first = max((s.durable for s in done), default=0)
+    synced = next(f" ({brief(s.operation)}, done at {s.end})" for s in done if s.durable == first)
     last = max((n for n, s in enumerate(steps) if s.begin <= cut), default=0)
 
     def versions(number):
@@ -267,4 +268,4 @@ def check_power_loss(model, cut, found):
         trees.append((len(wrong), number, ", ".join(wrong[:5])))
     _, number, wrong = min(trees)
     near = "; ".join(f"{n} {brief(s.operation)}" for n, s in enumerate(steps[number - 3 : number + 4], number - 3))
-    return f"like none of the trees after operations {first} to {last}; after {number}: {wrong} ({near})"
+    return f"like none of the trees after operations {first}{synced} to {last}; after {number}: {wrong} ({near})"
