@@ -342,6 +342,32 @@ fn fsync_reaches_attributes_that_were_copied_up_alone() {
     assert!(calls.iter().any(|call| call.contains("upper/f>")), "{calls:?}");
 }
 
+/// As on ext4, where a file that lost a name has changed: the whiteout is on the device after an fsync(2) of the file, of
+/// which nothing else is in the upper.
+#[test]
+fn fsync_of_a_lower_file_reaches_the_names_that_it_lost() {
+    need_unionfs!();
+    if no_strace() {
+        return;
+    }
+    let union = Union::new(1);
+    put(union.lower(0, "d/a"), "data");
+    fs::hard_link(union.lower(0, "d/a"), union.lower(0, "b")).unwrap();
+    put(union.lower(0, "d/alone"), "data");
+    let union = union.mounted();
+    let synced = |file: &fs::File| {
+        let trace = Trace::begin(&union, "fsync,fdatasync,syncfs");
+        file.sync_all().unwrap();
+        trace.end().iter().any(|call| call.contains("syncfs("))
+    };
+    let (linked, open) =
+        (fs::File::open(union.at("b")).unwrap(), fs::File::open(union.at("d/alone")).unwrap());
+    assert!(!synced(&linked) && !synced(&open));
+    fs::remove_file(union.at("d/a")).unwrap();
+    fs::remove_file(union.at("d/alone")).unwrap();
+    assert!(synced(&linked) && synced(&open));
+}
+
 #[test]
 fn what_a_crash_left_in_the_work_directory_is_removed() {
     need_unionfs!();

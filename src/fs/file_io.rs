@@ -82,8 +82,13 @@ impl UnionFs {
     /// Those of fsync(2).
     pub fn fsync(&self, fh: u64, datasync: bool) -> Result<()> {
         let open = self.files.get(fh)?;
-        if self.stack.volatile() || self.stack.role(open.node.layer()) == Role::Lower {
+        if self.stack.volatile() {
             return Ok(());
+        }
+        if self.stack.role(open.node.layer()) == Role::Lower {
+            // Nothing of it has changed but its names, which are gone by whiteouts somewhere in the upper.
+            let lost_names = open.node.with(|s| s.gone > 0 || s.hidden) && self.stack.is_writable();
+            return if lost_names { self.sync_upper() } else { Ok(()) };
         }
         let _content = open.node.hold_still();
         if open.node.content_layer() != open.node.layer() {
@@ -93,6 +98,10 @@ impl UnionFs {
         }
         let fd = self.real(&open)?.fd;
         sync::object(&*fd, datasync)
+    }
+
+    fn sync_upper(&self) -> Result<()> {
+        rustix::fs::syncfs(&*self.stack.work(self.stack.upper())?.staging().fd()?)
     }
 
     /// Reserves, punches or collapses a range; `mode` as in fallocate(2). Gives whether the file's mode

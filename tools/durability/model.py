@@ -230,7 +230,8 @@ def differs(path, found, snapshot, versions_of):
     if is_[0] == "l" and is_[3] != want[3]:
         return f"{path} points to {is_[3]}, not {want[3]}"
     if is_[0] == "f" and not mixes(is_[3], versions := versions_of(want[3])):
-        return f"{path} has {len(is_[3])} bytes that are none of its versions ({[len(v) for v in versions]} bytes)"
+        at = next((n for n, byte in enumerate(is_[3]) if all(v[n : n + 1] != bytes([byte]) for v in versions)), len(is_[3]))
+        return f"{path} has {len(is_[3])} bytes that are none of its versions ({[len(v) for v in versions]} bytes), from {at} on: {is_[3][at : at + 8]}"
     return ""
 
 
