@@ -29,8 +29,7 @@ pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64, synced: bool) -> Resu
     }
     let size = super::file::stat_fd(from)?.size;
     if len >= size && rustix::fs::ioctl_ficlone(to, from).is_ok() {
-        // The reference is as little on the device as copied bytes are: a filesystem that logs a directory by itself
-        // (Btrfs) could show the name without it.
+        // The reference is as little on the device as copied bytes are, and is synced as they are.
         return Ok(size);
     }
     rustix::fs::ftruncate(to, len)?;
