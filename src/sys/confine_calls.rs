@@ -209,8 +209,6 @@ pub(super) const IOCTLS: &[u32] = &[
     super::handle::GET_UUID,
     super::handle::BTRFS_INFO,
     super::sync::FIEMAP,
-    super::sync::START_SYNC,
-    super::sync::WAIT_SYNC,
     libc::FICLONE as u32,
     libc::FIONBIO as u32,
     libc::FIOCLEX as u32,

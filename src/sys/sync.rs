@@ -4,7 +4,7 @@
 //! does so by its commits alone: for an fsync(2) between two of them it logs one inode with its own names, and after a
 //! power loss that log is put on top of the last commit. What belongs to it otherwise is missing then: a whiteout
 //! where the object was renamed, the mode and the marks of a directory copied up for it. So nothing is logged here.
-#![allow(unsafe_code)] // The ioctls have no safe wrapper.
+#![allow(unsafe_code)] // FS_IOC_FIEMAP has no safe wrapper.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -13,10 +13,6 @@ use crate::error::Result;
 
 /// `FS_IOC_FIEMAP`: _IOWR('f', 11, struct fiemap) in linux/fs.h.
 pub(super) const FIEMAP: u32 = 0xc020_660b;
-/// `BTRFS_IOC_START_SYNC`: _IOR(0x94, 24, __u64) in linux/btrfs.h.
-pub(super) const START_SYNC: u32 = 0x8008_9418;
-/// `BTRFS_IOC_WAIT_SYNC`: _IOW(0x94, 22, __u64).
-pub(super) const WAIT_SYNC: u32 = 0x4008_9416;
 
 /// Brings the data of a file that has no name yet so far that no crash shows a name made later without the data.
 ///
@@ -34,9 +30,11 @@ pub fn data_before_name(fd: impl AsFd) -> Result<()> {
 /// # Errors
 /// Those of fsync(2).
 pub fn object(fd: impl AsFd, datasync: bool) -> Result<()> {
-    if commits(&fd) && write_extents(&fd).is_ok() {
-        // There is nothing left to log for the fsync(2) after it, which tells what is wrong.
-        let _ = commit(&fd);
+    if commits(&fd) {
+        // There is nothing left to log for the fsync(2) after it. BTRFS_IOC_START_SYNC would leave the data of other files
+        // alone, but leaves the commit to a thread of the kernel, and when that has just ended another one it can
+        // miss the call and sleep for the 30 seconds between two.
+        rustix::fs::syncfs(&fd)?;
     }
     if datasync { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }
 }
@@ -46,7 +44,7 @@ fn commits(fd: impl AsFd) -> bool {
     file::fs_type(fd).is_ok_and(|kind| kind == libc::BTRFS_SUPER_MAGIC)
 }
 
-/// Writes the data of a file out and waits until its extents are recorded, not yet on the device. Nothing for a directory.
+/// Writes the data of a file out and waits until its extents are recorded, not yet on the device.
 fn write_extents(fd: impl AsFd) -> Result<()> {
     /// `struct fiemap` without room for extents.
     #[derive(Default)]
@@ -61,24 +59,8 @@ fn write_extents(fd: impl AsFd) -> Result<()> {
     }
     /// `FIEMAP_FLAG_SYNC`: all of the file is written first, not the range alone.
     const SYNC: u32 = 1;
-    if file::stat_fd(&fd)?.is_dir() {
-        return Ok(());
-    }
     let mut map = Fiemap { length: 1, flags: SYNC, ..Fiemap::default() };
     // SAFETY: the ioctl reads and writes one struct fiemap, which `map` is, and no extents, for which there is no room.
     let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FIEMAP as libc::Ioctl, &raw mut map) };
-    if rc == 0 { Ok(()) } else { Err(last_errno()) }
-}
-
-/// Commits what was changed on a Btrfs so far, without the data of other files.
-fn commit(fd: impl AsFd) -> Result<()> {
-    let fd = fd.as_fd().as_raw_fd();
-    let mut transaction = 0_u64;
-    // SAFETY: the ioctl writes one __u64.
-    if unsafe { libc::ioctl(fd, START_SYNC as libc::Ioctl, &raw mut transaction) } != 0 {
-        return Err(last_errno());
-    }
-    // SAFETY: the ioctl reads one __u64.
-    let rc = unsafe { libc::ioctl(fd, WAIT_SYNC as libc::Ioctl, &raw const transaction) };
     if rc == 0 { Ok(()) } else { Err(last_errno()) }
 }

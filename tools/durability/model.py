@@ -186,32 +186,33 @@ def brief(operation):
     return " ".join(f"{len(part)} bytes" if isinstance(part, bytes) else str(part) for part in operation)
 
 
-def mixes(content, versions):
-    """Whether each block of a content is that of one of the versions, as far as it goes. Behind the end of the first
-    version, which was on the device, zeros may stand for what was not written, and behind that of any for what was cut off
-    in the block."""
+def mixes(content, versions, older=()):
+    """Whether each block of a content is that of one of the versions or a mixture of them: what is in memory can be changed
+    while it is written. Zeros may stand for what was not written behind the end of the first version, which was on the
+    device, and for what was cut off behind that of any. `older`: versions before the first; what they had behind its end can
+    be there again."""
     if content in versions:
         return True
     if len(content) > max(len(v) for v in versions):
         return False
     if len(content) < min(len(v) for v in versions):
         return False
-    safe = len(versions[0])
     for at in range(0, len(content), BLOCK):
         block = content[at : at + BLOCK]
-        if any(version[at : at + BLOCK][: len(block)].ljust(len(block), b"\0") == block for version in versions):
-            continue
-        if at + len(block) > safe and not block[max(0, safe - at) :].strip(b"\0"):
-            continue
-        if min(map(len, versions)) < at + len(block) and from_versions(block, at, versions):
-            continue
-        return False
+        if all(version[at : at + BLOCK][: len(block)].ljust(len(block), b"\0") != block for version in versions):
+            if not from_versions(block, at, versions, older):
+                return False
     return True
 
 
-def from_versions(block, at, versions):
-    """Whether each byte is that of one of the versions, or a zero where one of them has ended."""
-    return all(any(v[n] == byte if n < len(v) else byte == 0 for v in versions) for n, byte in enumerate(block, at))
+def from_versions(block, at, versions, older):
+    """Whether each byte is that of one of the versions, or of what may be there instead."""
+    safe = len(versions[0])
+    return all(
+        any(v[n] == byte if n < len(v) else byte == 0 for v in versions)
+        or (n >= safe and (byte == 0 or any(v[n : n + 1] == bytes([byte]) for v in older)))
+        for n, byte in enumerate(block, at)
+    )
 
 
 def differences(found, snapshot, versions_of):
@@ -229,7 +230,8 @@ def differs(path, found, snapshot, versions_of):
         return f"{path} is {is_[:3]}, not {want[:3]}"
     if is_[0] == "l" and is_[3] != want[3]:
         return f"{path} points to {is_[3]}, not {want[3]}"
-    if is_[0] == "f" and not mixes(is_[3], versions := versions_of(want[3])):
+    if is_[0] == "f" and not mixes(is_[3], *(known := versions_of(want[3]))):
+        versions = known[0]
         at = next((n for n, byte in enumerate(is_[3]) if all(v[n : n + 1] != bytes([byte]) for v in versions)), len(is_[3]))
         return f"{path} has {len(is_[3])} bytes that are none of its versions ({[len(v) for v in versions]} bytes), from {at} on: {is_[3][at : at + 8]}"
     return ""
@@ -239,7 +241,7 @@ def check_kill(model, pending, found):
     """The model that a tree after a kill is the state of, or why there is none."""
     reasons = []
     for told, allowed in model.after_kill(pending):
-        current = lambda number, model=allowed: [model.inodes[number].versions[-1][1]]  # noqa: E731
+        current = lambda number, model=allowed: ([model.inodes[number].versions[-1][1]],)  # noqa: E731
         wrong = differences(found, allowed.snapshot(), current)
         if not wrong:
             return allowed, ""
@@ -247,7 +249,7 @@ def check_kill(model, pending, found):
     return None, "; ".join(reasons)
 
 
-def check_power_loss(model, cut, found):
+def check_power_loss(model, cut, found, stale=False):
     """Whether a tree is allowed when the power was lost after `cut` entries of the record: "" or why not."""
     steps = model.steps
     done = [s for s in steps if s.end <= cut]
@@ -259,7 +261,7 @@ def check_power_loss(model, cut, found):
         inode = model.inodes[number]
         base = max((version for end, version in inode.synced if end <= cut), default=0)
         later = [v for begin, v in inode.versions[base + 1 :] if begin <= cut]
-        return [inode.versions[base][1], *later]
+        return [inode.versions[base][1], *later], [v for _, v in inode.versions[:base]] if stale else []
 
     trees = []
     for number in range(first, last + 1):
