@@ -31,10 +31,11 @@ pub fn data_before_name(fd: impl AsFd) -> Result<()> {
 /// Those of fsync(2).
 pub fn object(fd: impl AsFd, datasync: bool) -> Result<()> {
     if commits(&fd) {
-        // There is nothing left to log for the fsync(2) after it. BTRFS_IOC_START_SYNC would leave the data of other files
-        // alone, but leaves the commit to a thread of the kernel, and when that has just ended another one it can
-        // miss the call and sleep for the 30 seconds between two.
-        rustix::fs::syncfs(&fd)?;
+        // There is nothing left to log for the fsync(2) after it, which tells what is wrong with this object; what syncfs(2)
+        // tells may be about others. BTRFS_IOC_START_SYNC would leave the data of other files alone, but leaves the
+        // commit to a thread of the kernel, and when that has just ended another one it can miss the call and sleep
+        // for the 30 seconds between two.
+        let _ = rustix::fs::syncfs(&fd);
     }
     if datasync { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }
 }
