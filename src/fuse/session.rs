@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Once};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags};
@@ -60,7 +60,14 @@ pub struct Stopper {
     /// Of a mount that this process may not end by itself.
     keeper: Option<Keeper>,
     /// What was mounted, if it is marked as volatile until its end.
-    marked: Option<Arc<Gate>>,
+    marked: Option<Arc<Marked>>,
+}
+
+/// A mount whose work directory is marked until its end, which more than one thread can see.
+#[derive(Debug)]
+struct Marked {
+    gate: Arc<Gate>,
+    settled: Once,
 }
 
 /// Checks that the kernel's FUSE device can be opened.
@@ -113,7 +120,7 @@ pub fn mount(config: &MountConfig, mut claim: Claim) -> Result<Mounted, MountErr
             "the work directory cannot be marked as that of a volatile mount: {e}"
         )));
     }
-    let marked = volatile.then(|| Arc::clone(&gate));
+    let marked = volatile.then(|| Arc::new(Marked { gate: Arc::clone(&gate), settled: Once::new() }));
     // Without the right to mount there is none to unmount.
     let keeper = match options.sandbox && !cred::is_admin() {
         true => Keeper::start(&at)
@@ -317,13 +324,15 @@ impl Stopper {
         unmount(&entry.mount_point)
     }
 
-    /// Brings the layers of a volatile mount that has ended to their devices, after which they may be used again.
+    /// Brings the layers of a volatile mount that has ended to their devices, after which they may be used again. Done once;
+    /// who comes later waits for it.
     pub fn settle(&self) {
-        if let Some(gate) = &self.marked
-            && let Err(e) = gate.enter().stack().settle_volatile()
-        {
-            tracing::error!("the work directory stays marked as that of a volatile mount: {e}");
-        }
+        let Some(Marked { gate, settled }) = self.marked.as_deref() else { return };
+        settled.call_once(|| {
+            if let Err(e) = gate.enter().stack().settle_volatile() {
+                tracing::error!("the work directory stays marked as that of a volatile mount: {e}");
+            }
+        });
     }
 }
 
