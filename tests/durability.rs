@@ -368,25 +368,6 @@ fn fsync_of_a_lower_file_reaches_the_names_that_it_lost() {
     assert!(synced(&linked) && synced(&open));
 }
 
-/// The mount ends by the signal, and for the thread that serves it by the unmount: only one of the two may take the mark away,
-/// and the other has to wait for it.
-#[test]
-fn a_volatile_mount_that_a_signal_ends_can_be_mounted_again() {
-    need_unionfs!();
-    if no_strace() {
-        return;
-    }
-    let mut union = Union::new(1).option("volatile").mounted();
-    let daemon = daemon_of(&union.mnt()).unwrap();
-    // Time for the other between two steps of the one.
-    let trace = Trace::with(&union, &["-e", "trace=unlinkat", "-e", "inject=unlinkat:delay_exit=200000"]);
-    kill_process(Pid::from_raw(daemon.cast_signed()).unwrap(), Signal::TERM).unwrap();
-    assert!(wait_for(|| common::has_ended(daemon)));
-    trace.end();
-    assert!(!union.work("work/incompat").exists());
-    union.mount();
-}
-
 #[test]
 fn what_a_crash_left_in_the_work_directory_is_removed() {
     need_unionfs!();
