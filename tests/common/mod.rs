@@ -389,7 +389,7 @@ pub fn record_of(pid: u32) -> PathBuf {
 
 /// How long a test waits for what has to come: much longer than it takes, also on a busy machine where other tests have
 /// mount namespaces of their own meanwhile, with copies of our mounts in them.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `done`, within patience; gives whether it was done.
 pub fn wait_for(done: impl FnMut() -> bool) -> bool {

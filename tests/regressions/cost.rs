@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::common::files::{dir, exists, is_whiteout, put};
 use crate::common::trace::{Trace, no_strace};
@@ -147,14 +148,17 @@ fn unlink_of_a_large_lower_file_writes_no_data() {
         let open = File::open(u.at("open")).unwrap();
         let trace =
             Trace::begin(&u, "write,pwrite64,writev,pwritev,copy_file_range,sendfile,splice,ioctl,ftruncate");
+        let begin = Instant::now();
         for name in ["one", "d/two", "d/linked", "d/three", "open"] {
             std::fs::remove_file(u.at(name)).unwrap();
         }
         std::fs::rename(u.at("new"), u.at("over")).unwrap();
+        let time = begin.elapsed();
         let mut calls = trace.end();
         // Calls that strace does not know by name, it shows whatever is asked for; none of them writes data.
         calls.retain(|c| !c.contains("FS_IOC_GETFLAGS") && !c.contains("syscall_0x"));
         assert!(calls.is_empty(), "{options:?}: {calls:#?}");
+        assert!(time < Duration::from_secs(2), "{time:?}");
         assert!(is_whiteout(u.upper("one")) && is_whiteout(u.upper("d/two")));
         let mut piece = [0; 1];
         open.read_exact_at(&mut piece, 512 << 20).unwrap();
